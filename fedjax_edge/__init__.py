@@ -1,0 +1,36 @@
+"""Federated learning on simulated edge devices, as pure, composable JAX functions.
+
+>>> import fedjax_edge as fe
+
+A round is put together from a client update (`fe.clients`), an uplink (`fe.compression`), an aggregator
+(`fe.aggregation`, `fe.privacy`) and a server update (any optax optimizer) by `fe.federated`; `fe.algorithms` holds what
+the literature made of them, and `fe.run` runs it. `fedjax_edge.plotting` is imported on its own.
+"""
+
+from fedjax_edge import aggregation, algorithms, clients, compression, core, data, models, privacy, simulation
+from fedjax_edge.core import chain, choose_plan, federated, make_plan, use_cpu_cores
+from fedjax_edge.data import FederatedDataset
+from fedjax_edge.simulation import History, evaluation, run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FederatedDataset",
+    "History",
+    "aggregation",
+    "algorithms",
+    "chain",
+    "choose_plan",
+    "clients",
+    "compression",
+    "core",
+    "data",
+    "evaluation",
+    "federated",
+    "make_plan",
+    "models",
+    "privacy",
+    "run",
+    "simulation",
+    "use_cpu_cores",
+]

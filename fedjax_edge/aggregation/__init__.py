@@ -1,0 +1,6 @@
+"""What the server makes of many updates."""
+
+from fedjax_edge.aggregation.coordinate_median import coordinate_median
+from fedjax_edge.aggregation.mean import uniform_mean, weighted_mean
+
+__all__ = ["coordinate_median", "uniform_mean", "weighted_mean"]

@@ -1,0 +1,112 @@
+"""SCAFFOLD: control variates that keep local steps from drifting apart on unlike data."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_edge.clients import local_training
+from fedjax_edge.core import checks
+from fedjax_edge.core.protocols import (
+    Aggregator,
+    ClientOutput,
+    ClientUpdate,
+    Codec,
+    Examples,
+    FederatedAlgorithm,
+    LossFn,
+    PyTree,
+    ServerUpdate,
+    UpdateTransform,
+)
+from fedjax_edge.core.round import federated
+from fedjax_edge.core.transforms import chain
+
+
+class Model(NamedTuple):
+    """The two things that travel: broadcast as they are, sent back as their changes."""
+
+    params: PyTree
+    control: PyTree
+
+
+def scaffold(
+    loss_fn: LossFn,
+    learning_rate: float,
+    server_learning_rate: float = 1.0,
+    *,
+    num_clients: int,
+    batch_size: int | None,
+    epochs: int | None = None,
+    steps: int | None = None,
+    uplink: UpdateTransform | Codec = chain(),
+) -> FederatedAlgorithm:
+    """Returns SCAFFOLD with plain SGD steps, corrected by `server control - client control`.
+
+    Each client keeps its control variate between its rounds (Option II of the algorithm); two things are broadcast
+    and two aggregated, the parameters' changes over the cohort, the controls' changes over the population.
+
+    Args:
+      loss_fn: `loss_fn(params, batch, key)` gives one loss per example.
+      learning_rate: of the local steps.
+      server_learning_rate: of the server's step along the mean change.
+      num_clients: of the whole population.
+      batch_size, epochs, steps: as in `clients.local_training`.
+      uplink: what happens to each update on its way.
+
+    Raises:
+      ValueError: for rates that are not positive, or fewer than one client.
+
+    Source: Karimireddy et al., "SCAFFOLD", ICML 2020 (arXiv:1910.06378), Algorithm 1, Option II; lines in comments.
+    """
+    checks.positive("learning_rate", learning_rate)
+    checks.positive("server_learning_rate", server_learning_rate)
+    checks.integer("num_clients", num_clients)
+    train = local_training(loss_fn, optax.sgd(learning_rate), batch_size=batch_size, epochs=epochs, steps=steps)
+
+    def client_update(server: Model, examples: Examples, control: PyTree, key: jax.Array) -> ClientOutput:
+        def corrected(gradient: PyTree, params: PyTree) -> PyTree:  # line 10
+            return jax.tree.map(lambda g, c_i, c: g - c_i + c, gradient, control, server.control)
+
+        trained = train(server.params, examples, key, corrected)
+        change = optax.tree.sub(trained.params, server.params)
+        rate = 1 / (jnp.maximum(trained.steps, 1).astype(jnp.float32) * learning_rate)
+        new_control = jax.tree.map(  # line 12 (ii)
+            lambda c_i, c, dy: jnp.where(trained.steps > 0, c_i - c - rate.astype(dy.dtype) * dy, c_i),
+            control,
+            server.control,
+            change,
+        )
+        update = Model(change, optax.tree.sub(new_control, control))  # line 13
+        return ClientOutput(update, examples.size.astype(jnp.float32), new_control, trained.metrics)
+
+    def server_update(server: Model, aggregate: Model) -> Model:  # line 17
+        params = optax.tree.add_scale(server.params, server_learning_rate, aggregate.params)
+        return Model(params, optax.tree.add(server.control, aggregate.control))
+
+    return federated(
+        client=ClientUpdate(init=optax.tree.zeros_like, update=client_update),
+        server=ServerUpdate(
+            init=lambda params: Model(params, optax.tree.zeros_like(params)),
+            broadcast=lambda server: server,
+            update=server_update,
+            params=lambda server: server.params,
+        ),
+        aggregator=_cohort_and_population_mean(num_clients),
+        uplink=uplink,
+    )
+
+
+def _cohort_and_population_mean(num_clients: int) -> Aggregator:
+    """Line 16: the parameters' change averaged over the cohort, the controls' over the population."""
+
+    def contribution(update: Model, weight: jax.Array, state: tuple) -> tuple[Model, jax.Array]:
+        return update, jnp.float32(1)
+
+    def finish(total: tuple[Model, jax.Array], state: tuple, key: jax.Array) -> tuple[Model, tuple]:
+        change, count = total
+        params = optax.tree.scale(1 / jnp.maximum(count, 1), change.params)
+        return Model(params, optax.tree.scale(1 / num_clients, change.control)), state
+
+    return Aggregator(init=lambda update: (), contribution=contribution, finish=finish)

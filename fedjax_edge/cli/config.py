@@ -1,0 +1,127 @@
+"""The options of a run: one dataclass, which is the command line, the configuration file and the record of the run."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fedjax_edge.core import checks
+
+IMAGE_MODELS = ("small-cnn", "cnn", "2nn", "logistic")
+LABEL_PARTITIONS = ("dirichlet", "shards", "classes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Train one model on many simulated edge devices.
+
+    Without options: 300 devices of 33 or 34 images each with a label mix of its own, half of them drawn at random each
+    round, 8-bit uplinks, and differential privacy for whole devices.
+    """
+
+    dataset: Literal["mnist-sample", "mnist", "shakespeare"] = "mnist-sample"
+    """The data: a bundled sample of MNIST (10,000 images), the full one (downloaded), or bundled Shakespeare."""
+    data_dir: Path | None = None
+    """Where the files of the full MNIST are, or are downloaded to."""
+    partition: Literal["iid", "dirichlet", "shards", "classes", "power-law", "log-normal", "natural"] | None = None
+    """How examples are dealt to devices. Default: dirichlet for MNIST; natural, by speaking role, for Shakespeare."""
+    skew: float | None = None
+    """Of the partition: dirichlet concentration (0.3), shards or classes per device (2), power-law exponent (1.5) or
+    log-normal sigma (1)."""
+    model: Literal["small-cnn", "cnn", "2nn", "logistic", "gru"] | None = None
+    """The model. Default: small-cnn (6,746 parameters) for MNIST, gru (18,761) for Shakespeare."""
+    clients: int | None = None
+    """Devices in all. Default: 300; with the natural partition, as many as there are."""
+    cohort: int | None = None
+    """Devices in a round, expected. Default: half of them."""
+    sampling: Literal["poisson", "uniform", "all"] = "poisson"
+    """How a round's devices are drawn: each by itself (what a small epsilon needs), a fixed number, or all of them."""
+
+    rounds: int = 40
+    """Rounds of training."""
+    local_epochs: int = 2
+    """Passes over its own examples that a device makes in a round."""
+    batch_size: int = 12
+    """Examples in a local step."""
+    client_optimizer: Literal["sgd", "adam"] = "sgd"
+    """The optimizer of the local steps."""
+    client_learning_rate: float = 0.1
+    """Its learning rate."""
+    client_momentum: float = 0.0
+    """Momentum of a client's SGD."""
+    client_gradient_clip: float | None = None
+    """Largest norm of the gradient of a local step."""
+    server_optimizer: Literal["sgd", "adam", "yogi", "adagrad"] = "sgd"
+    """The optimizer of the server."""
+    server_learning_rate: float | None = None
+    """Its learning rate. Default: 0.8 / clip-norm where updates are clipped, otherwise 1."""
+    server_momentum: float = 0.0
+    """Momentum of the server's SGD."""
+
+    bits: int | None = 8
+    """Bits for each number of an update on its way up; None sends 32."""
+    clip_norm: float | None = 0.2
+    """Largest norm of a device's update in the sum; None leaves updates as they are."""
+    noise_multiplier: float | None = 2.75
+    """Standard deviation of the noise on the sum, over the clip norm; None adds no noise, and is not private."""
+    target_epsilon: float | None = None
+    """The epsilon to end with: the noise multiplier is calibrated to it, in the place of the one above."""
+    delta: float = 1e-3
+    """The delta at which epsilon is stated; it should be below 1 / devices."""
+    accounted_only: bool = False
+    """Show and write only what epsilon covers: nothing about the devices but the model and its test results."""
+
+    seed: int = 0
+    """The run's seed; the same options and seed give the same result to the bit."""
+    devices: int | None = None
+    """XLA devices to use. Default: all; on a CPU, one per core."""
+    eval_every: int = 1
+    """Rounds between two evaluations."""
+    out: Path | None = None
+    """A new folder for history.csv, config.json and curves.png. Default: runs/ and the time."""
+
+    def resolved(self) -> "RunConfig":
+        """Returns the options with every default that depends on others filled in.
+
+        Raises:
+          ValueError: for options that do not go together.
+        """
+        text = self.dataset == "shakespeare"
+        config = replace(
+            self,
+            partition=self.partition or ("natural" if text else "dirichlet"),
+            model=self.model or ("gru" if text else "small-cnn"),
+            server_learning_rate=self.server_learning_rate or (0.8 / self.clip_norm if self.clip_norm else 1.0),
+        )
+        natural = config.partition == "natural"
+        if natural != text:
+            raise ValueError(f"partition={config.partition} does not go with dataset={config.dataset}")
+        if (config.model == "gru") != text:
+            raise ValueError(f"model={config.model} does not go with dataset={config.dataset}")
+        if natural and config.clients is not None:
+            raise ValueError(f"clients={config.clients}: with the natural partition the data say how many there are")
+        if config.noise_multiplier is not None and config.clip_norm is None:
+            raise ValueError("noise without clipping is not privacy: give clip-norm, or noise-multiplier None")
+        if config.target_epsilon is not None and config.clip_norm is None:
+            raise ValueError("target-epsilon needs clip-norm: noise without clipping is not privacy")
+        if config.clip_norm is not None:
+            checks.positive("clip_norm", config.clip_norm)
+        checks.integer("seed", config.seed, at_least=0, at_most=2**32 - 1)
+        return config if natural else replace(config, clients=300 if config.clients is None else config.clients)
+
+    @classmethod
+    def from_dict(cls, options: dict[str, Any]) -> "RunConfig":
+        """Returns the configuration that `to_dict` made the options of.
+
+        Raises:
+          ValueError: for options that do not exist.
+        """
+        unknown = set(options) - {field.name for field in fields(cls)}
+        if unknown:
+            raise ValueError(f"unknown options {sorted(unknown)}; valid are {[field.name for field in fields(cls)]}")
+        paths = {name: Path(options[name]) for name in ("data_dir", "out") if options.get(name) is not None}
+        return cls(**{**options, **paths})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the options as JSON has them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

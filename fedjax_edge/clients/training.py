@@ -1,0 +1,141 @@
+"""Local training: shuffled mini-batches of a client's own examples, as many steps as its own data needs."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_edge.core import checks
+from fedjax_edge.core.keys import TrainingStream, derive
+from fedjax_edge.core.losses import example_losses, masked_sum, masked_sums, take_rows
+from fedjax_edge.core.permutation import permutation
+from fedjax_edge.core.protocols import Examples, LossFn, Mean, PyTree
+
+SHUFFLE_BLOCK = 128  # examples whose order is drawn at once: drawn within the step, XLA would do it for every column
+FULL_BATCH_CHUNK = 64  # examples whose gradient is taken at once, where a batch is all of a client's data
+
+GradientFn = Callable[[PyTree, jax.Array], tuple[PyTree, dict[str, Mean]]]
+
+
+class Trained(NamedTuple):
+    """What local training ends with."""
+
+    params: PyTree
+    steps: jax.Array  # int32 []
+    metrics: dict[str, Mean]  # over the examples of all steps, each seen before its step
+
+
+TrainFn = Callable[..., Trained]
+"""`train(params, examples, key, adjust=None) -> Trained`; `adjust(gradient, params) -> gradient` changes each step's
+gradient, as a proximal term or a control variate does."""
+
+
+def local_training(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    batch_size: int | None,
+    epochs: int | None = None,
+    steps: int | None = None,
+) -> TrainFn:
+    """Returns a function that trains parameters on one client's examples, for client updates to build on.
+
+    Every epoch visits the examples once in a new random order; its last batch holds what is left and is averaged over
+    that. The optimizer's state is made fresh each time. A client without examples takes no step.
+
+    Args:
+      loss_fn: `loss_fn(params, batch, key)` gives one loss per example.
+      optimizer: any optax optimizer.
+      batch_size: examples a step; `None` takes all of the client's examples in each step.
+      epochs: passes over the client's examples; its own data decides how many steps those are.
+      steps: or else how many steps, in as many epochs as they take.
+
+    Raises:
+      ValueError: for a number below one, or unless exactly one of `epochs` and `steps` is given.
+    """
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"give exactly one of epochs and steps, got epochs={epochs!r} and steps={steps!r}")
+    for name, value in {"batch_size": batch_size, "epochs": epochs, "steps": steps}.items():
+        if value is not None:
+            checks.integer(name, value)
+
+    def train(params: PyTree, examples: Examples, key: jax.Array, adjust: Callable | None = None) -> Trained:
+        batches = jnp.int32(1) if batch_size is None else -(-examples.size // batch_size)
+        num_steps = jnp.where(examples.size > 0, steps or epochs * batches, 0).astype(jnp.int32)
+
+        def take_step(carry: tuple, gradient_fn: GradientFn, step: jax.Array) -> tuple:
+            params, optimizer_state, metrics = carry
+            gradient, sums = gradient_fn(params, derive(key, TrainingStream.LOSS, step))
+            gradient = gradient if adjust is None else adjust(gradient, params)
+            updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+            return optax.apply_updates(params, updates), optimizer_state, optax.tree.add(metrics, sums)
+
+        def full_batch_step(step: jax.Array, carry: tuple) -> tuple:
+            return take_step(carry, lambda p, k: full_batch_gradient(loss_fn, p, examples, k), step)
+
+        def block(number: jax.Array, carry: tuple) -> tuple:
+            epoch, first_batch = number // blocks, number % blocks * block_batches
+            first_step = epoch * batches + first_batch
+            shuffle = permutation(derive(key, TrainingStream.BATCHES, epoch), examples.size)
+            positions = (first_batch + jnp.arange(block_batches)[:, None]) * batch_size + jnp.arange(batch_size)[None, :]
+            rows = examples.start + shuffle(positions)
+
+            def mini_batch_step(batch: jax.Array, carry: tuple) -> tuple:
+                columns, mask = take_rows(examples.columns, rows[batch]), positions[batch] < examples.size
+                count = jnp.maximum(mask.sum(dtype=jnp.float32), 1.0)
+                return take_step(
+                    carry, lambda p, k: batch_gradient(loss_fn, p, columns, mask, count, k), first_step + batch
+                )
+
+            steps_left = jnp.minimum(batches - first_batch, num_steps - first_step)
+            return jax.lax.fori_loop(0, jnp.minimum(block_batches, steps_left), mini_batch_step, carry)
+
+        carry = (params, optimizer.init(params), zero_metrics(loss_fn, params, examples.columns, key))
+        if batch_size is None:
+            params, _, metrics = jax.lax.fori_loop(0, num_steps, full_batch_step, carry)
+        else:
+            block_batches = max(1, SHUFFLE_BLOCK // batch_size)
+            blocks = -(-batches // block_batches)  # of an epoch
+            num_epochs = -(-num_steps // jnp.maximum(batches, 1))
+            params, _, metrics = jax.lax.fori_loop(0, num_epochs * blocks, block, carry)
+        return Trained(params, num_steps, metrics)
+
+    return train
+
+
+def batch_gradient(
+    loss_fn: LossFn, params: PyTree, batch: PyTree, mask: jax.Array, count: jax.Array, key: jax.Array
+) -> tuple[PyTree, dict[str, Mean]]:
+    """Returns the gradient of the sum of the real examples' losses divided by `count`, and the metrics' sums."""
+
+    def loss(params: PyTree) -> tuple[jax.Array, dict[str, Mean]]:
+        losses, metrics = example_losses(loss_fn, params, batch, key)
+        return masked_sum(losses, mask) / count, masked_sums(metrics, mask)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+def full_batch_gradient(
+    loss_fn: LossFn, params: PyTree, examples: Examples, key: jax.Array
+) -> tuple[PyTree, dict[str, Mean]]:
+    """Returns the gradient of the mean loss over all of a client's examples, chunk by chunk, and the metrics' sums."""
+    count = jnp.maximum(examples.size.astype(jnp.float32), 1.0)
+
+    def add_chunk(chunk: jax.Array, carry: tuple) -> tuple:
+        position = chunk * FULL_BATCH_CHUNK + jnp.arange(FULL_BATCH_CHUNK, dtype=jnp.int32)
+        batch = take_rows(examples.columns, examples.start + position)
+        chunk_key = jax.random.fold_in(key, chunk)
+        gradient = batch_gradient(loss_fn, params, batch, position < examples.size, count, chunk_key)
+        return optax.tree.add(carry, gradient)
+
+    zeros = (optax.tree.zeros_like(params), zero_metrics(loss_fn, params, examples.columns, key))
+    return jax.lax.fori_loop(0, -(-examples.size // FULL_BATCH_CHUNK), add_chunk, zeros)
+
+
+def zero_metrics(loss_fn: LossFn, params: PyTree, columns: PyTree, key: jax.Array) -> dict[str, Mean]:
+    """Returns the metrics of no examples, checking on the way what `loss_fn` returns."""
+    two = jnp.zeros(2, jnp.int32)
+    losses = jax.eval_shape(lambda: example_losses(loss_fn, params, take_rows(columns, two), key)[1])
+    return {name: Mean(jnp.float32(0), jnp.float32(0)) for name in losses}

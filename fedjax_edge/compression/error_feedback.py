@@ -1,0 +1,26 @@
+"""Error feedback: what compression lost is remembered on the client and sent later."""
+
+import jax
+import optax
+
+from fedjax_edge.core.protocols import Codec, PyTree, UpdateTransform
+from fedjax_edge.core.trees import size_in_bits
+
+
+def error_feedback(codec: Codec) -> UpdateTransform:
+    """Returns the transform that adds a client's memory to its update, sends that through `codec`, and keeps the rest.
+
+    At any time the sum of all that was sent plus the memory equals the sum of all updates. A client's memory lasts
+    from one of its rounds to the next, however long that takes.
+
+    Source: Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019 (arXiv:1901.09847), Algorithm 2; Stich et
+    al., "Sparsified SGD with Memory", NeurIPS 2018 (arXiv:1809.07599), Algorithm 1.
+    """
+
+    def apply(update: PyTree, memory: PyTree, key: jax.Array) -> tuple[PyTree, PyTree, int]:
+        corrected = optax.tree.add(update, memory)
+        payload = codec.encode(corrected, key)
+        sent = codec.decode(payload)
+        return sent, optax.tree.sub(corrected, sent), size_in_bits(payload)
+
+    return UpdateTransform(init=optax.tree.zeros_like, apply=apply)

@@ -1,0 +1,69 @@
+"""What every other part builds on: protocols, the round, the executor, keys. Imports nothing of the package."""
+
+from fedjax_edge.core.counts import Count
+from fedjax_edge.core.devices import use_cpu_cores
+from fedjax_edge.core.executor import map_clients
+from fedjax_edge.core.keys import ClientStream, RunStream, TrainingStream, client_key, derive
+from fedjax_edge.core.permutation import permutation
+from fedjax_edge.core.plan import Plan, choose_plan, make_plan
+from fedjax_edge.core.protocols import (
+    Aggregator,
+    ClientOutput,
+    ClientUpdate,
+    Codec,
+    Cohort,
+    Examples,
+    FederatedAlgorithm,
+    FixedSampling,
+    FullParticipation,
+    Mean,
+    PoissonSampling,
+    PrivacyClaim,
+    PrivacyError,
+    RoundRecord,
+    Sampler,
+    ServerUpdate,
+    Stacked,
+    UpdateTransform,
+)
+from fedjax_edge.core.round import RoundState, federated
+from fedjax_edge.core.server import as_server_update
+from fedjax_edge.core.transforms import as_transform, chain
+
+__all__ = [
+    "Aggregator",
+    "ClientOutput",
+    "ClientStream",
+    "ClientUpdate",
+    "Codec",
+    "Cohort",
+    "Count",
+    "Examples",
+    "FederatedAlgorithm",
+    "FixedSampling",
+    "FullParticipation",
+    "Mean",
+    "Plan",
+    "PoissonSampling",
+    "PrivacyClaim",
+    "PrivacyError",
+    "RoundRecord",
+    "RoundState",
+    "RunStream",
+    "Sampler",
+    "ServerUpdate",
+    "Stacked",
+    "TrainingStream",
+    "UpdateTransform",
+    "as_server_update",
+    "as_transform",
+    "chain",
+    "choose_plan",
+    "client_key",
+    "derive",
+    "federated",
+    "make_plan",
+    "map_clients",
+    "permutation",
+    "use_cpu_cores",
+]

@@ -1,0 +1,61 @@
+"""Checks of arguments: clear errors for concrete values, while tracers pass."""
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_edge.core.protocols import PyTree
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+def _is_number(value: Any) -> bool:
+    is_scalar_array = isinstance(value, (np.ndarray, jax.Array)) and value.ndim == 0
+    return is_scalar_array or (isinstance(value, (numbers.Real, np.number)) and not isinstance(value, bool))
+
+
+def _number(name: str, value: Any, valid: str, is_valid: Any) -> None:
+    if _is_traced(value):
+        return
+    if not _is_number(value) or not is_valid(float(value)):
+        raise ValueError(f"{name} must be {valid}, got {value!r}")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a finite number above zero."""
+    _number(name, value, "a finite number above 0", lambda v: math.isfinite(v) and v > 0)
+
+
+def non_negative(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a finite number of at least zero."""
+    _number(name, value, "a finite number of at least 0", lambda v: math.isfinite(v) and v >= 0)
+
+
+def probability(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a number in (0, 1]."""
+    _number(name, value, "a number in (0, 1]", lambda v: 0 < v <= 1)
+
+
+def integer(name: str, value: Any, at_least: int = 1, at_most: int | None = None) -> None:
+    """Raises ValueError unless `value` is a Python or NumPy integer within the bounds."""
+    valid = f"an integer of at least {at_least}" if at_most is None else f"an integer from {at_least} to {at_most}"
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_integer or value < at_least or (at_most is not None and value > at_most):
+        raise ValueError(f"{name} must be {valid}, got {value!r}")
+
+
+def float_tree(name: str, tree: PyTree) -> None:
+    """Raises TypeError unless every leaf of `tree` is an array of floats, naming the leaf that is not."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} has dtype {dtype}; every leaf must be floating point "
+                "(keep integers, such as step counters, out of what is trained and sent)"
+            )

@@ -1,0 +1,73 @@
+"""How the executor spreads clients over time, vector lanes and devices."""
+
+from typing import NamedTuple
+
+import jax
+
+from fedjax_edge.core import checks
+from fedjax_edge.core.protocols import PyTree
+from fedjax_edge.core.trees import size_in_bits
+
+CPU_CHUNK_BYTES = 2**19  # parameters of one chunk that a core's own cache holds
+CPU_MAX_WIDTH = 10
+COPIES_PER_CLIENT = 6  # parameters, gradient, update, optimizer state, activations: what a training client holds
+
+
+class Plan(NamedTuple):
+    """`width` clients are vmapped at once, chunks are scanned, and `devices` devices share the chunks.
+
+    A plan changes speed and memory, never the result, beyond the order of floating-point sums.
+    """
+
+    width: int = 1
+    devices: int = 1
+    reason: str = "given"
+
+    def explain(self, num_clients: int) -> str:
+        """Says in words what happens to `num_clients` clients.
+
+        >>> Plan(width=5, devices=2).explain(100)
+        '100 clients = 2 devices x 10 chunks in sequence x 5 clients vmapped (given)'
+        """
+        chunks = -(-num_clients // (self.width * self.devices))
+        return (
+            f"{num_clients} clients = {self.devices} device{'s' * (self.devices > 1)} x {chunks} "
+            f"chunk{'s' * (chunks > 1)} in sequence x {self.width} client{'s' * (self.width > 1)} vmapped ({self.reason})"
+        )
+
+
+def make_plan(width: int = 1, devices: int = 1) -> Plan:
+    """Returns a plan of one's own.
+
+    Raises:
+      ValueError: for a width below one, or devices that are not there.
+    """
+    checks.integer("width", width)
+    checks.integer("devices", devices, at_most=jax.device_count())
+    return Plan(width, devices)
+
+
+def choose_plan(params: PyTree, num_clients: int, devices: int | None = None) -> Plan:
+    """Returns a plan for clients that each train `params`, from the backend, its memory and the model's size.
+
+    On a CPU every core goes through its own clients, one at a time, or a few when their parameters fit its cache
+    together. On an accelerator all clients of a device are vmapped, as far as its memory goes.
+
+    Args:
+      params: the model's parameters, or their shapes.
+      num_clients: clients of a round, padding included.
+      devices: how many devices to use, by default all there are.
+
+    Raises:
+      ValueError: for more devices than there are.
+    """
+    checks.integer("devices", jax.device_count() if devices is None else devices, at_most=jax.device_count())
+    devices = min(devices or jax.device_count(), num_clients)
+    per_device = -(-num_clients // devices)
+    model_bytes = max(size_in_bits(params) // 8, 1)
+    if jax.default_backend() == "cpu":
+        width = max(1, min(CPU_CHUNK_BYTES // model_bytes, CPU_MAX_WIDTH, per_device))
+        return Plan(width, devices, f"CPU, {model_bytes:,} bytes of parameters a client")
+    free = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 8 * 2**30) // 2
+    width = max(1, min(per_device, free // (COPIES_PER_CLIENT * model_bytes)))
+    return Plan(width, devices, f"{jax.default_backend()}, {free:,} bytes for clients")

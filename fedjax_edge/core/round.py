@@ -1,0 +1,125 @@
+"""One federated round: where a client update, an uplink, an aggregator and a server update become an algorithm."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fedjax_edge.core import checks
+from fedjax_edge.core.counts import Count
+from fedjax_edge.core.executor import map_clients
+from fedjax_edge.core.keys import ClientStream, RunStream, client_key, derive
+from fedjax_edge.core.plan import Plan, choose_plan
+from fedjax_edge.core.protocols import (
+    Aggregator,
+    ClientUpdate,
+    Codec,
+    Cohort,
+    FederatedAlgorithm,
+    Population,
+    PyTree,
+    RoundRecord,
+    ServerUpdate,
+    Stacked,
+    UpdateTransform,
+)
+from fedjax_edge.core.server import as_server_update
+from fedjax_edge.core.transforms import as_transform, chain
+from fedjax_edge.core.trees import gather, is_finite, replicate, scatter, select, size_in_bits, zero_unless
+
+
+class RoundState(NamedTuple):
+    """What lasts from one round to the next."""
+
+    server: PyTree
+    clients: PyTree  # leaves [all clients, ...]
+    uplink: PyTree  # leaves [all clients, ...]
+    aggregator: PyTree
+    key: jax.Array  # the run's key; it never changes
+    round: jax.Array  # int32 []
+
+
+def federated(
+    client: ClientUpdate,
+    server: ServerUpdate | optax.GradientTransformation,
+    aggregator: Aggregator,
+    uplink: UpdateTransform | Codec = chain(),
+) -> FederatedAlgorithm:
+    """Assembles an algorithm from its four parts.
+
+    A client whose update, as received, or whose own new state holds a NaN or an infinity is rejected: it adds nothing
+    to any sum, weights and metrics included, its states stay as they were, and the record counts it.
+
+    Args:
+      client: what each device does.
+      server: what the server makes of the aggregate; an optax optimizer is taken for one.
+      aggregator: how contributions become one aggregate.
+      uplink: what happens to each update on its way; nothing by default, at the full size of the update.
+    """
+    server, uplink = as_server_update(server), as_transform(uplink)
+
+    def init(params: PyTree, key: jax.Array, population: Population) -> RoundState:
+        checks.float_tree("params", params)
+        server_state, client_state = server.init(params), client.init(params)
+        example = (server.broadcast(server_state), population.examples(jnp.int32(0)), client_state, key)
+        update = optax.tree.zeros_like(jax.eval_shape(client.update, *example).update)
+        checks.float_tree("update", update)
+        return RoundState(
+            server=server_state,
+            clients=replicate(client_state, population.num_clients),
+            uplink=replicate(uplink.init(update), population.num_clients),
+            aggregator=aggregator.init(update),
+            key=key,
+            round=jnp.int32(0),
+        )
+
+    def one_client(shared: tuple, slot: tuple, active: jax.Array) -> tuple[PyTree, PyTree]:
+        message, population, state = shared
+        client_id, client_state, uplink_state = slot
+        key = client_key(state.key, state.round, client_id)
+        examples = population.examples(client_id)
+        examples = examples._replace(size=jnp.where(active, examples.size, 0))
+
+        output = client.update(message, examples, client_state, derive(key, ClientStream.TRAINING))
+        received, memory, bits = uplink.apply(output.update, uplink_state, derive(key, ClientStream.UPLINK))
+        counts = is_finite((received, output.weight, output.state, memory))
+        update, weight = zero_unless(counts, (received, output.weight))
+        contribution = zero_unless(counts, aggregator.contribution(update, weight, state.aggregator))
+
+        record = RoundRecord(
+            metrics=zero_unless(counts, output.metrics),
+            bits_up=Count.of(size_in_bits(output.update) if bits is None else bits),
+            bits_down=Count.of(size_in_bits(message)),
+            clients=jnp.int32(1),
+            rejected=1 - counts.astype(jnp.int32),
+        )
+        kept = select(counts, (output.state, memory), (client_state, uplink_state))
+        summed, stacked = (None, contribution) if aggregator.stacked else (contribution, None)
+        return (summed, record), (stacked, counts, kept)
+
+    def round_(
+        state: RoundState, cohort: Cohort, population: Population, plan: Plan | None = None
+    ) -> tuple[RoundState, RoundRecord]:
+        message = server.broadcast(state.server)
+        plan = plan or choose_plan(message, len(cohort.ids))
+        shared = (message, population, state._replace(server=None, clients=None, uplink=None))
+        slots = (cohort.ids, gather(state.clients, cohort.ids), gather(state.uplink, cohort.ids))
+        cost = jnp.where(cohort.present, population.size(cohort.ids), 0)
+
+        (total, record), (rows, counts, kept) = map_clients(one_client, shared, slots, cohort.present, plan, cost)
+
+        total = Stacked(rows, counts) if aggregator.stacked else total
+        key = derive(state.key, RunStream.SERVER, state.round)
+        aggregate, aggregator_state = aggregator.finish(total, state.aggregator, key)
+        clients, memories = scatter((state.clients, state.uplink), cohort.ids, kept, counts)
+        return RoundState(
+            server=server.update(state.server, aggregate),
+            clients=clients,
+            uplink=memories,
+            aggregator=aggregator_state,
+            key=state.key,
+            round=state.round + 1,
+        ), record
+
+    return FederatedAlgorithm(init, round_, lambda state: server.params(state.server), aggregator.accountant)

@@ -1,0 +1,57 @@
+"""Arithmetic on pytrees that `optax.tree` lacks."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from fedjax_edge.core.protocols import PyTree
+
+
+def is_finite(tree: PyTree) -> jax.Array:
+    """Returns whether every number in every leaf is finite, bool []."""
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(finite).all() if finite else jnp.array(True)
+
+
+def select(condition: jax.Array, if_true: PyTree, if_false: PyTree) -> PyTree:
+    """Returns one of two trees of equal structure by a condition, bool [], without mixing their numbers."""
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), if_true, if_false)
+
+
+def zero_unless(condition: jax.Array, tree: PyTree) -> PyTree:
+    """Returns `tree`, or zeros where the condition, bool [], is false; a NaN does not get through."""
+    return jax.tree.map(lambda leaf: jnp.where(condition, leaf, jnp.zeros_like(leaf)), tree)
+
+
+def size_in_bits(tree: PyTree) -> int:
+    """Returns the bits that the arrays (or `jax.ShapeDtypeStruct`s) of `tree` occupy, sub-byte integers packed.
+
+    >>> size_in_bits({"codes": jnp.zeros(100, jnp.uint8), "scale": jnp.float32(1)})
+    832
+    """
+    return sum(math.prod(leaf.shape) * _bits_per_element(leaf.dtype) for leaf in jax.tree.leaves(tree))
+
+
+def _bits_per_element(dtype: jnp.dtype) -> int:
+    info = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
+    return 8 if dtype == jnp.bool_ else info(dtype).bits
+
+
+def gather(states: PyTree, ids: jax.Array) -> PyTree:
+    """Returns rows `ids` of every leaf, [clients, ...] -> [cohort, ...]."""
+    return jax.tree.map(lambda leaf: leaf[ids], states)
+
+
+def scatter(states: PyTree, ids: jax.Array, rows: PyTree, where: jax.Array) -> PyTree:
+    """Returns `states` with `rows` written at `ids` where `where`, bool [cohort]; the other rows are dropped."""
+
+    def write(leaf: jax.Array, row: jax.Array) -> jax.Array:
+        return leaf.at[jnp.where(where, ids, leaf.shape[0])].set(row, mode="drop")
+
+    return jax.tree.map(write, states, rows)
+
+
+def replicate(tree: PyTree, copies: int) -> PyTree:
+    """Returns every leaf repeated along a new first axis, [...] -> [copies, ...]."""
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (copies, *jnp.shape(leaf))), tree)

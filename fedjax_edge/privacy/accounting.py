@@ -1,0 +1,221 @@
+"""What rounds of the Gaussian mechanism on sums of clipped updates may claim, from `dp-accounting`."""
+
+import functools
+import math
+
+import dp_accounting
+import jax
+from dp_accounting.pld import privacy_loss_distribution
+from dp_accounting.rdp import RdpAccountant
+
+from fedjax_edge.core import checks
+from fedjax_edge.core.protocols import (
+    Accountant,
+    FixedSampling,
+    FullParticipation,
+    PoissonSampling,
+    PrivacyClaim,
+    PrivacyError,
+    Sampling,
+)
+
+_ADD_OR_REMOVE = "add-or-remove one client"
+_REPLACE = "replace one client"
+
+# What rounding in the FFTs of a composition may hide from delta, for each round composed. Against the analytic
+# Gaussian, 2,000 rounds are off by 1e-13 (tested); without this, epsilon at a delta of 1e-12 would be too small.
+_FFT_ERROR = 1e-15
+
+
+def gaussian_accountant(noise_multiplier: float | jax.Array) -> Accountant:
+    """The accountant of a sum in which a client moves at most S, released with noise of `noise_multiplier * S`.
+
+    | sampling            | neighbours differ by     | accountant                                                   |
+    |---------------------|--------------------------|--------------------------------------------------------------|
+    | `PoissonSampling`   | add-or-remove one client | PLD, and the chance that a padded cohort was cut is paid for |
+    | `FullParticipation` | add-or-remove one client | analytic Gaussian (Balle and Wang 2018, arXiv:1805.06530)    |
+    | `FixedSampling`     | replace one client       | RDP (Wang, Balle and Kasiviswanathan 2019, arXiv:1808.00087, |
+    |                     |                          | Theorem 27), sensitivity 2 S since one update leaves as      |
+    |                     |                          | another comes                                                |
+    | `None`              |                          | refused                                                      |
+
+    Every number is an upper bound. That of a fixed-size cohort is loose: 26.7 where Poisson sampling of the same
+    expected size gives 3.95 (150 of 300 clients, 40 rounds, multiplier 2.75, delta 1e-3) and the truth is at least
+    10.4; the two relations are not comparable, and a Poisson epsilon is never claimed for a fixed-size cohort.
+
+    Args:
+      noise_multiplier: standard deviation of the noise over the sensitivity S, at least 0.
+
+    Returns:
+      `accountant(sampling, rounds, delta) -> PrivacyClaim` for exactly so many rounds. It is cached; one call takes
+      about 0.1 s for 40 rounds, 0.5 s for 2,000. It raises PrivacyError where nothing can be claimed: no noise, a
+      traced multiplier, a sampler that does not describe itself, or a `delta` that a padded cohort's overflow uses up.
+      It raises ValueError for `rounds` below 0 or `delta` outside (0, 1). No rounds have epsilon 0.
+
+    Raises:
+      ValueError: `noise_multiplier` is negative or not finite.
+
+    Example:
+      >>> from fedjax_edge.core.protocols import PoissonSampling
+      >>> accountant = gaussian_accountant(noise_multiplier=2.75)
+      >>> claim = accountant(PoissonSampling(300, probability=0.5, overflow_probability=1e-12), rounds=40, delta=1e-3)
+      >>> print(round(claim.epsilon, 2), claim.relation)
+      3.95 add-or-remove one client
+    """
+    checks.non_negative("noise_multiplier", noise_multiplier)
+
+    def accountant(sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
+        if isinstance(noise_multiplier, jax.core.Tracer):
+            raise PrivacyError(
+                "noise_multiplier is traced and has no value to account for; build the aggregator outside of jit, "
+                "vmap and sweeps with the concrete number, and ask that one for its claim"
+            )
+        checks.integer("rounds", rounds, at_least=0)
+        if not 0 < delta < 1:
+            raise ValueError(f"delta must be a number above 0 and below 1, got {delta!r}")
+        if noise_multiplier == 0:
+            raise PrivacyError("noise_multiplier=0 is no noise, and without noise there is no privacy guarantee")
+        return _claim(float(noise_multiplier), sampling, int(rounds), float(delta))
+
+    return accountant
+
+
+def calibrate_noise_multiplier(epsilon: float, delta: float, sampling: Sampling, rounds: int) -> float:
+    """The smallest noise multiplier whose claim for `rounds` rounds is at most `epsilon`.
+
+    Args:
+      epsilon: the budget, above 0.
+      delta: the budget's other half, in (0, 1).
+      sampling: how cohorts are drawn (`sampler.sampling`).
+      rounds: number of rounds, at least 1.
+
+    Returns:
+      A multiplier for which `gaussian_accountant` was seen to claim at most `epsilon`, within 0.1 % of the smallest
+      (and never below 0.001, where there is hardly any noise left).
+
+    Raises:
+      ValueError: `epsilon`, `delta` or `rounds` is out of range.
+      PrivacyError: no multiplier suffices, or nothing can be claimed for such sampling.
+
+    Example:
+      >>> from fedjax_edge.core.protocols import FullParticipation
+      >>> multiplier = calibrate_noise_multiplier(epsilon=1.0, delta=1e-5, sampling=FullParticipation(100), rounds=1)
+      >>> print(round(multiplier, 2))
+      3.73
+    """
+    checks.positive("epsilon", epsilon)
+    checks.integer("rounds", rounds, at_least=1)
+    most, least, precision = 2.0**20, 2.0**-10, 1e-3
+
+    best = gaussian_accountant(most)(sampling, rounds, delta).epsilon
+    if best > epsilon:
+        raise PrivacyError(
+            f"epsilon={epsilon} is out of reach: a noise multiplier of {most:g} can still claim no less than {best:.3g}"
+        )
+
+    def suffices(multiplier: float) -> bool:
+        try:
+            return gaussian_accountant(multiplier)(sampling, rounds, delta).epsilon <= epsilon
+        except PrivacyError:  # epsilon so large that the overflow of a padded cohort uses up delta
+            return False
+
+    high = 1.0
+    while not suffices(high):
+        high *= 2
+    low = high / 2
+    while low >= least and suffices(low):
+        low, high = low / 2, low
+    while high > low * (1 + precision) and low >= least:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if suffices(middle) else (middle, high)
+    return high
+
+
+@functools.lru_cache(maxsize=4096, typed=True)
+def _claim(noise_multiplier: float, sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
+    match sampling:
+        case PoissonSampling(clients, probability, _):
+            epsilon_of, relation, by = _poisson_epsilon, _ADD_OR_REMOVE, "PLD"
+            words = f"each of {clients} clients independently with probability {probability:g}"
+        case FullParticipation(clients):
+            epsilon_of, relation, by = _full_epsilon, _ADD_OR_REMOVE, "analytic Gaussian"
+            words = f"all {clients} clients every round"
+        case FixedSampling(clients, cohort_size):
+            epsilon_of, relation, by = _fixed_epsilon, _REPLACE, "RDP"
+            words = f"{cohort_size} of {clients} clients uniformly without replacement"
+        case _:
+            raise PrivacyError(
+                f"nothing can be claimed for sampling={sampling!r}: epsilon depends on how cohorts are drawn, and this "
+                "sampler does not say (PoissonSampling, FixedSampling or FullParticipation)"
+            )
+    epsilon = epsilon_of(noise_multiplier, sampling, rounds, delta) if rounds else 0.0
+    if not math.isfinite(epsilon):
+        raise PrivacyError(f"no finite epsilon for noise_multiplier={noise_multiplier}, {rounds} rounds, delta={delta}")
+    return PrivacyClaim(float(epsilon), delta, relation, words, by)
+
+
+def _full_epsilon(noise_multiplier: float, sampling: FullParticipation, rounds: int, delta: float) -> float:
+    # T releases with multiplier z are exactly as private as one with z / sqrt(T).
+    return dp_accounting.get_epsilon_gaussian(noise_multiplier / math.sqrt(rounds), delta)
+
+
+def _fixed_epsilon(noise_multiplier: float, sampling: FixedSampling, rounds: int, delta: float) -> float:
+    # RdpAccountant takes the multiplier relative to the sensitivity under *its* relation and does not double it for
+    # REPLACE_ONE (PLDAccountant does): replacing a client moves the sum by 2 S, so z S is a multiplier of z / 2.
+    checks.integer("sampling.cohort_size", sampling.cohort_size, at_least=1, at_most=sampling.num_clients)
+    one_round = dp_accounting.SampledWithoutReplacementDpEvent(
+        sampling.num_clients, sampling.cohort_size, dp_accounting.GaussianDpEvent(noise_multiplier / 2)
+    )
+    accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
+    return accountant.compose(one_round, rounds).get_epsilon(delta)
+
+
+def _poisson_epsilon(noise_multiplier: float, sampling: PoissonSampling, rounds: int, delta: float) -> float:
+    """The smallest epsilon with `delta_PLD(epsilon) + price(epsilon) <= delta`, within 1e-6 of itself."""
+    _, probability, overflow_probability = sampling
+    checks.probability("sampling.probability", probability)
+    composed = _poisson_round(noise_multiplier, probability).self_compose(rounds)
+    epsilon = 0.0
+    while True:
+        left = delta - rounds * (_FFT_ERROR + overflow_probability * _overflow_factor(epsilon, probability))
+        if left <= 0:
+            raise PrivacyError(
+                f"delta={delta} does not pay for {rounds} rounds at epsilon {epsilon:.3g}: in each, the padded cohort "
+                f"overflows with probability {overflow_probability} and rounding may hide {_FFT_ERROR} of delta; "
+                "pad the cohort wider or raise delta"
+            )
+        needed = composed.get_epsilon_for_delta(left)
+        if needed <= epsilon or math.isinf(needed):
+            return needed  # the price was that of an epsilon no smaller
+        epsilon = needed * (1 + 1e-6)
+
+
+def _overflow_factor(epsilon: float, probability: float) -> float:
+    """How much of delta a unit of overflow probability costs, the smaller of two bounds.
+
+    Let b bound the probability, under either neighbour, that any round's cohort was cut to the padded width. (A sampler
+    whose width follows from the number of clients states one bound for whatever number, and so for both neighbours.)
+
+    Coupling: the real and the ideal mechanism differ with probability at most b, so that
+    P(S) <= P_ideal(S) + b <= e^eps Q_ideal(S) + delta' + b <= e^eps Q(S) + delta' + (1 + e^eps) b.
+
+    Conditioning on the other clients' draws, which the neighbours share: where in every round fewer than the width are
+    drawn, the differing client is added to the sum with its probability q and the ideal analysis holds unchanged. All
+    else costs its probability; as the client joins independently, q times that is at most b. So delta' + b / q.
+    """
+    return min(1 + math.exp(min(epsilon, 700.0)), 1 / probability)
+
+
+@functools.lru_cache(maxsize=16)
+def _poisson_round(noise_multiplier: float, probability: float) -> privacy_loss_distribution.PrivacyLossDistribution:
+    """One round's privacy loss, on a grid of about 10,000 points whatever its scale.
+
+    `PLDAccountant`'s fixed spacing of 1e-4 is coarse for small losses (multiplier 5 at q = 1e-3) and slow for large
+    ones; the estimate is an upper bound on any grid.
+    """
+    largest = 0.5 / noise_multiplier**2 + 8 / noise_multiplier  # the unsampled loss, eight standard deviations out
+    capped = min(largest, 500.0)
+    sampled = math.log1p(probability * math.expm1(capped)) * largest / capped
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier, value_discretization_interval=sampled / 10_000, sampling_prob=probability
+    )

@@ -1,0 +1,76 @@
+"""`History`: what a run reported, one entry a round, as NumPy arrays."""
+
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+
+class History(Mapping[str, np.ndarray]):
+    """A table of equally long columns, [rounds]; a cell that was not measured is NaN.
+
+    >>> history = History({"round": np.array([1, 2]), "test_loss": np.array([np.nan, 0.5])})
+    >>> len(history["round"]), history.last("test_loss")
+    (2, 0.5)
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray]):
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns of a History must be equally long, got {lengths}")
+        self._columns = {name: np.asarray(column) for name, column in columns.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._columns[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __repr__(self) -> str:
+        return f"History of {self.rounds} rounds: {', '.join(self)}"
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds were run."""
+        return len(next(iter(self._columns.values()), ()))
+
+    def extended(self, more: "History") -> "History":
+        """Returns this history followed by `more`, of the same columns."""
+        return History({name: np.concatenate([column, more[name]]) for name, column in self.items()})
+
+    def last(self, name: str) -> float:
+        """Returns the last measured value of a column, or NaN if there is none."""
+        measured = self[name][~np.isnan(self[name])]
+        return measured[-1].item() if len(measured) else float("nan")
+
+    def to_dict(self) -> dict[str, list]:
+        """Returns the columns as lists of Python numbers."""
+        return {name: column.tolist() for name, column in self.items()}
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Writes one row a round; a file that is there is replaced whole or not at all. NaN cells are left empty."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(self)
+            for row in zip(*self.to_dict().values(), strict=True):
+                writer.writerow(["" if cell != cell else cell for cell in row])
+        partial.replace(path)
+
+    def to_pandas(self) -> "pandas.DataFrame":  # noqa: F821
+        """Returns a data frame of the columns.
+
+        Raises:
+          ImportError: if pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("History.to_pandas needs pandas: pip install 'fedjax-edge[pandas]'") from error
+        return pandas.DataFrame(self._columns)

@@ -1,0 +1,21 @@
+"""Strict JAX for all tests: eight CPU devices, no silent promotion of ranks or dtypes; warnings are errors."""
+
+import jax
+import matplotlib
+import pytest
+from hypothesis import settings
+
+from fedjax_edge import use_cpu_cores
+
+use_cpu_cores(8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+matplotlib.use("Agg")
+
+settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, print_blob=True)
+settings.load_profile("fixed")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
