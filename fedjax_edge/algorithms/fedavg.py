@@ -6,7 +6,7 @@ from fedjax_edge.aggregation import weighted_mean
 from fedjax_edge.clients import local_sgd
 from fedjax_edge.core.protocols import Aggregator, Codec, FederatedAlgorithm, LossFn, UpdateTransform
 from fedjax_edge.core.round import federated
-from fedjax_edge.core.transforms import chain
+from fedjax_edge.core.transforms import IDENTITY
 
 
 def fedavg(
@@ -18,7 +18,7 @@ def fedavg(
     epochs: int | None = None,
     steps: int | None = None,
     aggregator: Aggregator | None = None,
-    uplink: UpdateTransform | Codec = chain(),
+    uplink: UpdateTransform | Codec = IDENTITY,
 ) -> FederatedAlgorithm:
     """Returns federated averaging.
 

@@ -21,7 +21,7 @@ from fedjax_edge.core.protocols import (
     UpdateTransform,
 )
 from fedjax_edge.core.round import federated
-from fedjax_edge.core.transforms import chain
+from fedjax_edge.core.transforms import IDENTITY
 
 
 class Model(NamedTuple):
@@ -40,7 +40,7 @@ def scaffold(
     batch_size: int | None,
     epochs: int | None = None,
     steps: int | None = None,
-    uplink: UpdateTransform | Codec = chain(),
+    uplink: UpdateTransform | Codec = IDENTITY,
 ) -> FederatedAlgorithm:
     """Returns SCAFFOLD with plain SGD steps, corrected by `server control - client control`.
 
@@ -106,7 +106,7 @@ def _cohort_and_population_mean(num_clients: int) -> Aggregator:
 
     def finish(total: tuple[Model, jax.Array], state: tuple, key: jax.Array) -> tuple[Model, tuple]:
         change, count = total
-        params = optax.tree.scale(1 / jnp.maximum(count, 1), change.params)
+        params = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1).astype(leaf.dtype), change.params)
         return Model(params, optax.tree.scale(1 / num_clients, change.control)), state
 
     return Aggregator(init=lambda update: (), contribution=contribution, finish=finish)

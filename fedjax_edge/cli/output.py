@@ -86,6 +86,6 @@ def _privacy(result: RunResult, parts: Parts) -> str:
     if claim is None:
         return "no differential privacy: epsilon is infinite"
     return (
-        f"epsilon {claim.epsilon:.2f} at delta {claim.delta:g} ({claim.relation}; {claim.sampling}; {claim.accountant}; "
-        f"noise multiplier {parts.noise_multiplier:.4g})"
+        f"epsilon {claim.epsilon:.2f} at delta {claim.delta:g} ({claim.relation}; {claim.sampling}; "
+        f"{claim.accountant}; noise multiplier {parts.noise_multiplier:.4g})"
     )

@@ -79,7 +79,9 @@ def local_training(
             epoch, first_batch = number // blocks, number % blocks * block_batches
             first_step = epoch * batches + first_batch
             shuffle = permutation(derive(key, TrainingStream.BATCHES, epoch), examples.size)
-            positions = (first_batch + jnp.arange(block_batches)[:, None]) * batch_size + jnp.arange(batch_size)[None, :]
+            positions = (first_batch + jnp.arange(block_batches)[:, None]) * batch_size + jnp.arange(batch_size)[
+                None, :
+            ]
             rows = examples.start + shuffle(positions)
 
             def mini_batch_step(batch: jax.Array, carry: tuple) -> tuple:

@@ -66,7 +66,9 @@ def stochastic_uniform(bits: int) -> Codec:
         low, high = (values.min(), values.max()) if leaf.size else (jnp.float32(0), jnp.float32(0))
         step = (high - low) / top
         level = (values - low) / jnp.where(step > 0, step, 1)
-        codes = jnp.clip(jnp.floor(level + jax.random.uniform(key, values.shape)), 0, top)
+        below = jnp.floor(level)
+        rounds_up = jax.random.uniform(key, values.shape) < level - below  # exact, where level + uniform would round
+        codes = jnp.clip(below + rounds_up.astype(jnp.float32), 0, top)
         return Quantized(pack(codes.astype(jnp.uint32), bits), low, step, leaf.shape, leaf.dtype)
 
     def decode_leaf(payload: Quantized) -> jax.Array:
@@ -76,9 +78,7 @@ def stochastic_uniform(bits: int) -> Codec:
     def encode(update: PyTree, key: jax.Array) -> PyTree:
         leaves, structure = jax.tree.flatten(update)
         keys = jax.random.split(key, max(len(leaves), 1))
-        return structure.unflatten(
-            [encode_leaf(jnp.asarray(leaf), k) for leaf, k in zip(leaves, keys, strict=False)]
-        )
+        return structure.unflatten([encode_leaf(jnp.asarray(leaf), k) for leaf, k in zip(leaves, keys, strict=False)])
 
     def decode(payload: PyTree) -> PyTree:
         return jax.tree.map(decode_leaf, payload, is_leaf=lambda node: isinstance(node, Quantized))

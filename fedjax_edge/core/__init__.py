@@ -2,7 +2,7 @@
 
 from fedjax_edge.core.counts import Count
 from fedjax_edge.core.devices import use_cpu_cores
-from fedjax_edge.core.executor import map_clients
+from fedjax_edge.core.executor import map_clients, on_all_devices
 from fedjax_edge.core.keys import ClientStream, RunStream, TrainingStream, client_key, derive
 from fedjax_edge.core.permutation import permutation
 from fedjax_edge.core.plan import Plan, choose_plan, make_plan
@@ -28,9 +28,10 @@ from fedjax_edge.core.protocols import (
 )
 from fedjax_edge.core.round import RoundState, federated
 from fedjax_edge.core.server import as_server_update
-from fedjax_edge.core.transforms import as_transform, chain
+from fedjax_edge.core.transforms import IDENTITY, as_transform, chain
 
 __all__ = [
+    "IDENTITY",
     "Aggregator",
     "ClientOutput",
     "ClientStream",
@@ -64,6 +65,7 @@ __all__ = [
     "federated",
     "make_plan",
     "map_clients",
+    "on_all_devices",
     "permutation",
     "use_cpu_cores",
 ]

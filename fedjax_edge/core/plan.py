@@ -30,10 +30,11 @@ class Plan(NamedTuple):
         '100 clients = 2 devices x 10 chunks in sequence x 5 clients vmapped (given)'
         """
         chunks = -(-num_clients // (self.width * self.devices))
-        return (
-            f"{num_clients} clients = {self.devices} device{'s' * (self.devices > 1)} x {chunks} "
-            f"chunk{'s' * (chunks > 1)} in sequence x {self.width} client{'s' * (self.width > 1)} vmapped ({self.reason})"
+        devices, chunks, width = (
+            f"{count} {noun}{'s' * (count > 1)}"
+            for count, noun in ((self.devices, "device"), (chunks, "chunk"), (self.width, "client"))
         )
+        return f"{num_clients} clients = {devices} x {chunks} in sequence x {width} vmapped ({self.reason})"
 
 
 def make_plan(width: int = 1, devices: int = 1) -> Plan:

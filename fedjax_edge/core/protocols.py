@@ -169,7 +169,7 @@ class PrivacyClaim(NamedTuple):
     delta: float
     relation: str  # "add-or-remove one client" or "replace one client"
     sampling: str  # how cohorts were drawn, in words
-    accountant: str  # "PLD" or "RDP"
+    accountant: str  # the method, such as "PLD"
 
 
 Accountant = Callable[[Sampling, int, float], PrivacyClaim]

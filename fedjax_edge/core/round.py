@@ -25,7 +25,7 @@ from fedjax_edge.core.protocols import (
     UpdateTransform,
 )
 from fedjax_edge.core.server import as_server_update
-from fedjax_edge.core.transforms import as_transform, chain
+from fedjax_edge.core.transforms import IDENTITY, as_transform
 from fedjax_edge.core.trees import gather, is_finite, replicate, scatter, select, size_in_bits, zero_unless
 
 
@@ -44,7 +44,7 @@ def federated(
     client: ClientUpdate,
     server: ServerUpdate | optax.GradientTransformation,
     aggregator: Aggregator,
-    uplink: UpdateTransform | Codec = chain(),
+    uplink: UpdateTransform | Codec = IDENTITY,
 ) -> FederatedAlgorithm:
     """Assembles an algorithm from its four parts.
 

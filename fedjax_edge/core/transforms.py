@@ -44,3 +44,7 @@ def as_transform(part: UpdateTransform | Codec) -> UpdateTransform:
         return part.decode(payload), state, size_in_bits(payload)
 
     return UpdateTransform(init=lambda update: (), apply=apply)
+
+
+IDENTITY = chain()
+"""Leaves updates alone; they are sent at their full size."""

@@ -39,7 +39,7 @@ def conv_general_dilated(
         lhs: float `[batch, *spatial, channels]`, any number of spatial axes.
         rhs: float `[*window, channels, features]`, of the dtype of `lhs`.
         window_strides: one stride for each spatial axis.
-        padding: `"SAME"`, `"VALID"`, or a `(low, high)` pair for each spatial axis.
+        padding: `"SAME"`, `"VALID"`, or a `(low, high)` pair for each spatial axis (pairs only, with `lhs_dilation`).
         lhs_dilation: spacing of the input's elements, one for each spatial axis (for transposed convolutions).
         rhs_dilation: spacing of the kernel's elements, one for each spatial axis.
         dimension_numbers: as in lax; channels must come last: `("NHWC", "HWIO", "NHWC")` for images. (The default of
@@ -54,7 +54,8 @@ def conv_general_dilated(
         `[batch, *output, features]`, what lax returns.
 
     Raises:
-        ValueError: for channels that do not come last or do not match, for grouped or explicitly sharded convolutions.
+        ValueError: for channels that do not come last or do not match, for grouped or explicitly sharded convolutions,
+            for padding by name of a dilated input (as in lax).
 
     References:
         Chellapilla, Puri and Simard 2006, High Performance Convolutional Neural Networks for Document Processing,
@@ -100,6 +101,8 @@ def _pad(lhs, window, strides, padding, lhs_dilation, rhs_dilation):
     """`lhs` with its elements spaced out, and zeros around it."""
     sizes = [(size - 1) * gap + 1 for size, gap in zip(lhs.shape[1:-1], lhs_dilation, strict=True)]
     if isinstance(padding, str):
+        if any(gap != 1 for gap in lhs_dilation):
+            raise ValueError(f"padding must be pairs of numbers where lhs_dilation is not 1, got {padding!r}")
         extents = [(size - 1) * gap + 1 for size, gap in zip(window, rhs_dilation, strict=True)]
         padding = lax.padtype_to_pads(sizes, extents, strides, padding)
     spatial = [(low, high, gap - 1) for (low, high), gap in zip(padding, lhs_dilation, strict=True)]

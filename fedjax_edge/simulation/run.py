@@ -136,7 +136,9 @@ def run(
     return RunResult(algorithm.params(state), state, history, claim, interrupted=done < rounds)
 
 
-@partial(jax.jit, static_argnames=("algorithm", "sampler", "plan", "loss_fn", "eval_batch_size"), donate_argnames=("state",))
+@partial(
+    jax.jit, static_argnames=("algorithm", "sampler", "plan", "loss_fn", "eval_batch_size"), donate_argnames=("state",)
+)
 def run_segment(
     state: PyTree,
     start: jax.Array,

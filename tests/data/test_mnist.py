@@ -2,6 +2,7 @@ import gc
 import gzip
 import hashlib
 import http.server
+import importlib
 import socket
 import threading
 from contextlib import contextmanager
@@ -10,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import importlib
+from fedjax_edge.data.bundled import make_mnist_sample
 
 source = importlib.import_module("fedjax_edge.data.mnist")
-from fedjax_edge.data.bundled import make_mnist_sample
 
 REAL_FILES = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 needs_real_files = pytest.mark.skipif(

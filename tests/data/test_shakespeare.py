@@ -1,10 +1,10 @@
 import gzip
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from fedjax_edge.data import shakespeare as source
 from fedjax_edge.data.shakespeare import (
     SHAKESPEARE_VOCABULARY,
     decode_text,
@@ -12,6 +12,8 @@ from fedjax_edge.data.shakespeare import (
     shakespeare,
     shakespeare_roles,
 )
+
+source = importlib.import_module("fedjax_edge.data.shakespeare")
 
 BUNDLED = Path(source.__file__).parent / "bundled" / "shakespeare.txt.gz"
 TEXT = gzip.decompress(BUNDLED.read_bytes()).decode("ascii")

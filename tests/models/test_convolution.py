@@ -25,7 +25,7 @@ def convolutions(draw):
     lhs_dilation = each(1, 2) if draw(st.booleans()) else None
     sizes = tuple((w - 1) * d + draw(st.integers(1, 4)) for w, d in zip(window, rhs_dilation, strict=True))
     pairs = tuple((draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in range(dims))
-    padding = draw(st.sampled_from(["SAME", "VALID", pairs]))
+    padding = draw(st.sampled_from(["SAME", "VALID", pairs])) if lhs_dilation is None else pairs
     batch, channels, features = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(1, 3))
     options = dict(
         window_strides=strides,
@@ -37,34 +37,37 @@ def convolutions(draw):
     return (batch, *sizes, channels), (*window, channels, features), options
 
 
-def value_and_gradients(convolve, options, lhs, rhs):
-    out, pullback = jax.vjp(lambda lhs, rhs: convolve(lhs, rhs, **options), lhs, rhs)
-    return out, pullback(normal(2, out.shape))
+def value_and_gradients(convolve, options):
+    def both(lhs, rhs):
+        out, pullback = jax.vjp(lambda lhs, rhs: convolve(lhs, rhs, **options), lhs, rhs)
+        return out, pullback(normal(2, out.shape))
+
+    return both
 
 
 def assert_close(ours, theirs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(convolutions())
 def test_equals_lax_with_its_gradients(case):
     lhs_shape, rhs_shape, options = case
     lhs, rhs = normal(0, lhs_shape), normal(1, rhs_shape)
     assert_close(
-        value_and_gradients(conv_general_dilated, options, lhs, rhs),
-        value_and_gradients(lax.conv_general_dilated, options, lhs, rhs),
+        jax.jit(value_and_gradients(conv_general_dilated, options))(lhs, rhs),
+        jax.jit(value_and_gradients(lax.conv_general_dilated, options))(lhs, rhs),
     )
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(convolutions())
 def test_equals_lax_under_vmap_over_inputs_and_kernels(case):
     lhs_shape, rhs_shape, options = case
     lhs, rhs = normal(0, (3, *lhs_shape)), normal(1, (3, *rhs_shape))
     assert_close(
-        jax.vmap(lambda a, b: value_and_gradients(conv_general_dilated, options, a, b))(lhs, rhs),
-        jax.vmap(lambda a, b: value_and_gradients(lax.conv_general_dilated, options, a, b))(lhs, rhs),
+        jax.jit(jax.vmap(value_and_gradients(conv_general_dilated, options)))(lhs, rhs),
+        jax.jit(jax.vmap(value_and_gradients(lax.conv_general_dilated, options)))(lhs, rhs),
     )
 
 
@@ -88,9 +91,7 @@ def test_flax_layers_take_it(options):
         ours.apply(params, x), linen.Conv(4, (3, 3), **options).apply(params, x), rtol=1e-5, atol=1e-5
     )
     build = lambda **more: nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0), **options, **more)  # noqa: E731
-    np.testing.assert_allclose(
-        build(conv_general_dilated=conv_general_dilated)(x), build()(x), rtol=1e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(build(conv_general_dilated=conv_general_dilated)(x), build()(x), rtol=1e-5, atol=1e-5)
 
 
 def test_preferred_element_type_is_the_dtype_of_the_result():
@@ -107,8 +108,12 @@ def test_preferred_element_type_is_the_dtype_of_the_result():
         ({"batch_group_count": 2}, "batch_group_count must be 1, got 2"),
         ({"dimension_numbers": None}, "dimension_numbers must put channels last.*got None"),
         ({"dimension_numbers": ("NCHW", "OIHW", "NCHW")}, "dimension_numbers must put channels last"),
+        ({"lhs_dilation": (1, 2)}, "padding must be pairs .* got 'SAME'"),
         ({"out_sharding": "clients"}, "out_sharding must be None, got 'clients'"),
-        ({"rhs": jnp.ones((3, 3, 1, 2))}, r"rhs must take the 2 channels of lhs \(1, 4, 4, 2\), got rhs \(3, 3, 1, 2\)"),
+        (
+            {"rhs": jnp.ones((3, 3, 1, 2))},
+            r"rhs must take the 2 channels of lhs \(1, 4, 4, 2\), got rhs \(3, 3, 1, 2\)",
+        ),
     ],
 )
 def test_what_is_not_supported_is_refused(change, message):
@@ -149,7 +154,9 @@ def test_max_pool_shares_the_gradient_of_a_tie():
     np.testing.assert_array_equal(gradient, jnp.full((1, 2, 2, 1), 0.25))
 
 
-@pytest.mark.parametrize(("window", "message"), [((0, 2), r"window\[0\] .* 1 to 4, got 0"), ((2, 6), r"window\[1\] .* 1 to 5, got 6")])
+@pytest.mark.parametrize(
+    ("window", "message"), [((0, 2), r"window\[0\] .* 1 to 4, got 0"), ((2, 6), r"window\[1\] .* 1 to 5, got 6")]
+)
 def test_max_pool_refuses_a_window_that_does_not_fit(window, message):
     with pytest.raises(ValueError, match=message):
         max_pool(jnp.ones((1, 4, 5, 1)), window)

@@ -16,7 +16,11 @@ def test_good_shapes_pass(shape):
 
 @pytest.mark.parametrize(
     ("shape", "message"),
-    [((28,), "must be .height, width."), ((11, 10), r"\[1\] must be an integer of at least 11"), ((11, 11, 0), r"\[2\]")],
+    [
+        ((28,), "must be .height, width."),
+        ((11, 10), r"\[1\] must be an integer of at least 11"),
+        ((11, 11, 0), r"\[2\]"),
+    ],
 )
 def test_bad_shapes_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):

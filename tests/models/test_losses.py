@@ -39,7 +39,9 @@ def test_window_is_averaged():
     np.testing.assert_allclose(metrics["accuracy"], flat_metrics["accuracy"].reshape(3, 7).mean(1), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("label", "dtype"), [(-1, jnp.int32), (4, jnp.int32), (255, jnp.uint8), (2**32 - 1, jnp.uint32)])
+@pytest.mark.parametrize(
+    ("label", "dtype"), [(-1, jnp.int32), (4, jnp.int32), (255, jnp.uint8), (2**32 - 1, jnp.uint32)]
+)
 def test_label_outside_the_classes_gives_nan_to_its_example_only(label, dtype):
     logits, labels = logits_and_labels(dtype=dtype)
     spoiled = labels.at[2].set(jnp.array(label, dtype))

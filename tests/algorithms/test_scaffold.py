@@ -1,0 +1,200 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax_edge.algorithms import fedavg, scaffold
+from fedjax_edge.core import make_plan
+from fedjax_edge.core.keys import ClientStream, TrainingStream, client_key, derive
+from fedjax_edge.core.permutation import permutation
+from fedjax_edge.core.protocols import Cohort
+from fedjax_edge.data.dataset import from_partition
+from fedjax_edge.data.samplers import cyclic, everyone
+
+KEY = jax.random.key(8)
+PLAN = make_plan(width=2)
+SIZES = [1, 19, 7, 40, 3]
+RATE, SERVER_RATE = 0.15, 0.7
+COHORTS = [([3, 0, 4], [True, True, True]), ([0, 2, 1], [True, True, False]), ([4, 1, 3], [True, True, True])]
+
+
+def squared_loss(params, batch, key):
+    return (batch["x"] @ params["w"] + params["b"] - batch["y"]) ** 2 / 2
+
+
+def gradient(params, x, y):
+    error = x @ params["w"] + params["b"] - y
+    return {"w": x.T @ error / len(y), "b": error.mean()}
+
+
+@jax.jit
+def shuffled(key, size):
+    return permutation(key, size)(jnp.arange(max(SIZES)))
+
+
+def batches(round_number, client, size, batch_size, epochs=None, steps=None):
+    """Returns the rows of each step, in the order that the table of keys documents."""
+    if batch_size is None:
+        return [np.arange(size)] * steps
+    key = derive(client_key(KEY, round_number, client), ClientStream.TRAINING)
+    rows = []
+    for epoch in range(epochs):
+        order = np.asarray(shuffled(derive(key, TrainingStream.BATCHES, epoch), size))[:size]
+        rows += np.split(order, range(batch_size, size, batch_size))
+    return rows
+
+
+def combine(function, *trees):
+    return {name: function(*(tree[name] for tree in trees)) for name in trees[0]}
+
+
+def reference(params, data, cohorts, **local):
+    """Algorithm 1 with Option II in NumPy, float64; returns x, c and all c_i."""
+    x, c = params, combine(np.zeros_like, params)
+    controls = [c] * data.num_clients
+    for number, (ids, present) in enumerate(cohorts):
+        cohort = np.array(ids)[present]
+        changes, control_changes = [], []
+        for client in cohort:
+            own, y, c_i = data.client_columns(client), x, controls[client]
+            rows_of_steps = batches(number, client, len(own["y"]), **local)
+            for rows in rows_of_steps:
+                g = gradient(y, own["x"][rows].astype(float), own["y"][rows])
+                y = combine(lambda y, g, c_i, c: y - RATE * (g - c_i + c), y, g, c_i, c)
+            scale = 1 / (len(rows_of_steps) * RATE)
+            controls[client] = combine(lambda c_i, c, x, y, s=scale: c_i - c + s * (x - y), c_i, c, x, y)
+            changes.append(combine(np.subtract, y, x))
+            control_changes.append(combine(np.subtract, controls[client], c_i))
+        x = combine(lambda x, *dy: x + SERVER_RATE / len(cohort) * sum(dy), x, *changes)
+        c = combine(lambda c, *dc: c + sum(dc) / data.num_clients, c, *control_changes)
+    return x, c, controls
+
+
+def problem(sizes=SIZES):
+    rng = np.random.default_rng(0)
+    columns = {
+        "x": rng.normal(size=(sum(sizes), 4)).astype(np.float32),
+        "y": rng.normal(size=sum(sizes)).astype(np.float32),
+    }
+    params = {"w": rng.normal(size=4).astype(np.float32), "b": np.float32(0.3)}
+    return params, from_partition(columns, np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]))
+
+
+def train(algorithm, params, data, cohorts):
+    state, round_ = algorithm.init(params, KEY, data), jax.jit(partial(algorithm.round, plan=PLAN))
+    for ids, present in cohorts:
+        state, record = round_(state, Cohort(jnp.array(ids), jnp.array(present)), data)
+    return state, record
+
+
+def assert_trees_close(one, other, **tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), one, other)
+
+
+@pytest.mark.parametrize("local", [{"batch_size": None, "steps": 3}, {"batch_size": 4, "epochs": 2}])
+def test_three_rounds_of_partial_participation_equal_algorithm_1_in_numpy(local):
+    params, data = problem()
+    algorithm = scaffold(squared_loss, RATE, SERVER_RATE, num_clients=5, **local)
+    state, _ = train(algorithm, params, data, COHORTS)
+    x, c, controls = reference(params, data, COHORTS, **local)
+    assert_trees_close(algorithm.params(state), x, atol=2e-5)
+    assert_trees_close(state.server.control, c, atol=2e-5)
+    assert_trees_close(state.clients, combine(lambda *rows: np.stack(rows), *controls), atol=5e-5)
+
+
+def test_with_one_client_it_is_sgd():
+    params, data = problem([40])
+    rounds = [([0], [True])] * 3
+    corrected = scaffold(squared_loss, RATE, num_clients=1, batch_size=6, epochs=1)
+    plain = fedavg(squared_loss, optax.sgd(RATE), batch_size=6, epochs=1)
+    state, record = train(corrected, params, data, rounds)
+    expected, expected_record = train(plain, params, data, rounds)
+    assert_trees_close(corrected.params(state), plain.params(expected), atol=1e-5)
+    assert_trees_close(record.metrics, expected_record.metrics, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", [everyone(2), cyclic(2)])
+def test_it_finds_the_optimum_of_unlike_quadratics_where_fedavg_is_biased(sampler):
+    curvature, optimum = np.array([1.0, 8.0], np.float32), np.array([-1.0, 2.0], np.float32)
+    data = from_partition({"a": curvature, "b": optimum}, [[0], [1]])
+    local = {"batch_size": None, "steps": 10}
+
+    def loss(params, batch, key):
+        return batch["a"] * (params - batch["b"]) ** 2 / 2
+
+    def error_of(algorithm):
+        def one_round(state, number):
+            return algorithm.round(state, sampler.sample(KEY, number), data, PLAN)[0], None
+
+        run = jax.jit(lambda state, data: jax.lax.scan(one_round, state, jnp.arange(300))[0])
+        found = algorithm.params(run(algorithm.init(jnp.float32(0), KEY, data), data))
+        return abs(float(found) - (curvature @ optimum) / curvature.sum())
+
+    assert error_of(fedavg(loss, optax.sgd(0.05), **local)) > 0.3
+    assert error_of(scaffold(loss, 0.05, num_clients=2, **local)) < 1e-4
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_client_whose_data_are_not_finite_is_rejected_and_keeps_its_control(bad):
+    params, data = problem()
+    broken_y = data.columns["y"].copy()
+    broken_y[data.offsets[2] + 3] = bad
+    broken = from_partition(data.columns | {"y": broken_y}, np.split(np.arange(sum(SIZES)), data.offsets[1:-1]))
+    algorithm = scaffold(squared_loss, RATE, num_clients=5, batch_size=None, steps=2)
+    round_ = jax.jit(partial(algorithm.round, plan=PLAN))
+    ids = jnp.array([3, 2, 0])
+    state, _ = round_(algorithm.init(params, KEY, data), Cohort(ids, jnp.ones(3, bool)), data)
+
+    with_it, record = round_(state, Cohort(ids, jnp.ones(3, bool)), broken)
+    without_it, expected = round_(state, Cohort(ids, ids != 2), broken)
+    assert (record.clients, record.rejected, expected.clients, expected.rejected) == (3, 1, 2, 0)
+    assert_trees_close(with_it.server, without_it.server, rtol=1e-6)
+    assert_trees_close(record.metrics, expected.metrics, rtol=1e-6)
+    assert np.isfinite(with_it.server.params["w"]).all()
+    np.testing.assert_array_equal(with_it.clients["w"][2], state.clients["w"][2])
+    assert state.clients["w"][2].any() and not np.array_equal(with_it.clients["w"][0], state.clients["w"][0])
+
+
+def test_nobody_changes_nothing():
+    params, data = problem()
+    algorithm = scaffold(squared_loss, RATE, num_clients=5, batch_size=None, steps=2)
+    state, record = train(algorithm, params, data, [([0, 1, 2], [True] * 3), ([0, 1, 2], [False] * 3)])
+    before, _ = train(algorithm, params, data, [([0, 1, 2], [True] * 3)])
+    assert_trees_close(state.server, before.server, rtol=0)
+    assert_trees_close(state.clients, before.clients, rtol=0)
+    assert record.clients == 0
+
+
+def test_narrow_parameters_stay_narrow():
+    params, data = problem()
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), params)
+
+    def loss(params, batch, key):
+        return squared_loss(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), batch, key)
+
+    algorithm = scaffold(loss, RATE, num_clients=5, batch_size=4, epochs=1)
+    state = algorithm.init(params, KEY, data)
+    cohort = Cohort(jnp.arange(3), jnp.ones(3, bool))
+    after, _ = jax.eval_shape(partial(algorithm.round, plan=PLAN), state, cohort, data)
+    assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0, got 0.0"),
+        ({"learning_rate": np.inf}, "learning_rate must be a finite number above 0, got inf"),
+        ({"server_learning_rate": -1.0}, "server_learning_rate must be a finite number above 0, got -1.0"),
+        ({"num_clients": 0}, "num_clients must be an integer of at least 1, got 0"),
+        ({"num_clients": 2.5}, "num_clients must be an integer of at least 1, got 2.5"),
+        ({"epochs": 1}, "give exactly one of epochs and steps, got epochs=1 and steps=2"),
+    ],
+)
+def test_impossible_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        scaffold(
+            **{"loss_fn": squared_loss, "learning_rate": 0.1, "num_clients": 5, "batch_size": 4, "steps": 2} | arguments
+        )

@@ -1,0 +1,44 @@
+from pathlib import Path
+
+import pytest
+
+from fedjax_edge.cli.config import RunConfig
+
+
+def test_defaults_depend_on_the_data():
+    mnist, text = RunConfig().resolved(), RunConfig(dataset="shakespeare").resolved()
+    assert (mnist.partition, mnist.model, mnist.clients) == ("dirichlet", "small-cnn", 300)
+    assert (text.partition, text.model, text.clients) == ("natural", "gru", None)
+
+
+def test_the_servers_rate_follows_the_clip():
+    assert RunConfig(clip_norm=0.1).resolved().server_learning_rate == 8
+    assert RunConfig(clip_norm=None, noise_multiplier=None).resolved().server_learning_rate == 1
+    assert RunConfig(server_learning_rate=3.0).resolved().server_learning_rate == 3
+
+
+def test_options_survive_json():
+    config = RunConfig(out=Path("somewhere"), rounds=3, bits=None)
+    assert RunConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(clip_norm=None), "noise without clipping is not privacy"),
+        (dict(clip_norm=None, noise_multiplier=None, target_epsilon=3.0), "noise without clipping is not privacy"),
+        (dict(clip_norm=-1.0), "clip_norm must be a finite number above 0, got -1.0"),
+        (dict(seed=-1), "seed must be an integer from 0"),
+        (dict(dataset="shakespeare", clients=5), "the data say how many there are"),
+        (dict(dataset="shakespeare", model="cnn"), "model=cnn does not go with dataset=shakespeare"),
+        (dict(partition="natural"), "partition=natural does not go with dataset=mnist-sample"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**options).resolved()
+
+
+def test_unknown_options_are_named():
+    with pytest.raises(ValueError, match=r"unknown options \['round'\]"):
+        RunConfig.from_dict({"round": 3})

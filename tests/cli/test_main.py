@@ -1,0 +1,117 @@
+"""The command line as a user runs it, in a process of its own."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+
+SHORT = ["--rounds", "2", "--clients", "60", "--cohort", "10", "--local-epochs", "1"]
+COLUMNS = {
+    "round",
+    "train_loss",
+    "test_loss",
+    "test_accuracy",
+    "epsilon",
+    "bits_up",
+    "bits_down",
+    "clients",
+    "rejected",
+}
+
+
+def fedjax_edge(*arguments, cwd=None):
+    command = [sys.executable, "-W", "error", "-m", "fedjax_edge", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "first"
+    return folder, fedjax_edge("run", *SHORT, "--out", folder)
+
+
+def rows(folder):
+    table = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in table]
+
+
+def test_a_run_leaves_its_history_configuration_and_picture(first_run):
+    folder, result = first_run
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in folder.iterdir()} == {"history.csv", "config.json", "curves.png"}
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    table = rows(folder)
+    assert set(table[0]) >= COLUMNS
+    assert [row["round"] for row in table] == ["1", "2"]
+    assert json.loads((folder / "config.json").read_text())["options"]["clients"] == 60
+
+
+def test_it_ends_by_saying_what_matters(first_run):
+    _, result = first_run
+    for part in ("test accuracy", "epsilon", "at delta 0.001", "probability 0.166667", "sent up", "uncompressed", " s"):
+        assert part in result.stdout
+    assert "accuracy=" in result.stderr
+
+
+def test_a_configuration_repeats_its_run_to_the_bit(first_run, tmp_path):
+    folder, _ = first_run
+    result = fedjax_edge("run", "--config", folder / "config.json", "--out", tmp_path / "again")
+    assert result.returncode == 0, result.stderr
+    assert rows(tmp_path / "again") == rows(folder)
+
+
+def test_results_are_never_overwritten(first_run):
+    folder, _ = first_run
+    before = (folder / "history.csv").read_bytes()
+    result = fedjax_edge("run", *SHORT, "--out", folder)
+    assert result.returncode != 0
+    assert "is not empty; choose a new folder" in result.stderr
+    assert (folder / "history.csv").read_bytes() == before
+
+
+def test_a_run_can_release_only_what_is_accounted(tmp_path):
+    result = fedjax_edge("run", *SHORT, "--accounted-only", "--out", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert "withheld" in result.stdout
+    row = rows(tmp_path / "run")[-1]
+    assert row["train_loss"] == row["clients"] == row["rejected"] == row["bits_up"] == ""
+    assert float(row["test_accuracy"]) >= 0
+
+
+def test_without_privacy_it_says_so_and_the_default_folder_is_new(tmp_path):
+    plain = ["--noise-multiplier", "None", "--clip-norm", "None", "--bits", "None"]
+    result = fedjax_edge("run", *SHORT, *plain, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "no differential privacy: epsilon is infinite" in result.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert {row["epsilon"] for row in rows(folder)} == {"inf"}
+
+
+def test_help_reads_well():
+    result = fedjax_edge("run", "--help")
+    assert result.returncode == 0
+    for option in ("--dataset", "--partition", "--cohort", "--bits", "--clip-norm", "--target-epsilon", "--seed"):
+        assert option in result.stdout
+    assert "fedjax-edge run --config FILE" in fedjax_edge("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--round", "3"], "--round"),
+        (["run", "--rounds", "many"], "rounds"),
+        (["run", "--bits", "0"], "bits must be an integer from 1 to 16, got 0"),
+        (["run", "--clip-norm", "-1"], "clip_norm must be a finite number above 0, got -1.0"),
+        (["run", "--config", "nowhere.json"], "nowhere.json is not the config.json of a run"),
+        (["train"], "expected the command run"),
+        ([], "expected the command run"),
+    ],
+)
+def test_mistakes_are_named_and_leave_nothing_behind(arguments, message, tmp_path):
+    result = fedjax_edge(*arguments, cwd=tmp_path)
+    assert result.returncode != 0
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(tmp_path.rglob("history.csv"))

@@ -1,0 +1,180 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax_edge.clients import local_training
+from fedjax_edge.core import Examples, TrainingStream, derive, permutation
+
+
+def squared_error(params, batch, key):
+    return (batch["x"] @ params - batch["y"]) ** 2, {"residual": batch["x"] @ params - batch["y"]}
+
+
+def view(size, start=0, total=200):
+    rng = np.random.default_rng(total)
+    columns = {"x": rng.normal(size=(total, 3)).astype(np.float32), "y": rng.normal(size=total).astype(np.float32)}
+    return Examples(columns, jnp.int32(start), jnp.int32(size), jnp.int32(0))
+
+
+def by_hand(params, examples, order, batch_size, rate=0.05):
+    """Plain SGD over consecutive batches of `order`, in float64."""
+    for start in range(0, len(order), batch_size):
+        rows = int(examples.start) + order[start : start + batch_size]
+        x, y = examples.columns["x"][rows].astype(np.float64), examples.columns["y"][rows].astype(np.float64)
+        params = params - rate * 2 * (x @ params - y) @ x / len(rows)
+    return params
+
+
+@pytest.mark.parametrize(("size", "batch_size", "epochs"), [(1, 4, 2), (7, 4, 3), (8, 4, 1), (50, 3, 2), (3, 50, 2)])
+def test_batches_follow_the_documented_order(key, size, batch_size, epochs):
+    examples = view(size, start=11)
+    train = local_training(squared_error, optax.sgd(0.05), batch_size=batch_size, epochs=epochs)
+    trained = jax.jit(train)(jnp.zeros(3), examples, key)
+
+    params = np.zeros(3)
+    for epoch in range(epochs):
+        order = np.asarray(permutation(derive(key, TrainingStream.BATCHES, epoch), size)(jnp.arange(size)))
+        params = by_hand(params, examples, order, batch_size)
+    np.testing.assert_allclose(trained.params, params, rtol=1e-4, atol=1e-6)
+    assert trained.steps == epochs * -(-size // batch_size)
+    assert trained.metrics["loss"].count == epochs * size
+
+
+def seen(size, *, key, batch_size, **amount):
+    """How often each of a client's examples is used, counted by a loss that is linear in a one-hot parameter."""
+    columns = {"row": np.eye(40, dtype=np.float32)}
+    examples = Examples(columns, jnp.int32(5), jnp.int32(size), jnp.int32(0))
+
+    def loss(params, batch, key):
+        return batch["row"] @ params * batch["row"].shape[0]
+
+    train = local_training(loss, optax.sgd(1.0), batch_size=batch_size, **amount)
+    return -np.asarray(jax.jit(train)(jnp.zeros(40), examples, key).params)
+
+
+def test_every_epoch_visits_every_example_once_and_no_one_elses(key):
+    counts = seen(10, key=key, batch_size=5, epochs=3)
+    np.testing.assert_allclose(counts[5:15], 3)
+    np.testing.assert_allclose(np.delete(counts, slice(5, 15)), 0)
+
+
+def test_steps_go_on_into_new_epochs(key):
+    counts = seen(10, key=key, batch_size=5, steps=7)
+    assert counts.sum() == 35
+    assert set(np.round(counts[5:15])) == {3, 4}
+
+
+def test_the_last_batch_is_averaged_over_its_real_examples(key):
+    counts = seen(3, key=key, batch_size=2, epochs=1)
+    np.testing.assert_allclose(np.sort(counts[5:8]), [1, 1, 2])
+
+
+def test_epochs_are_shuffled_anew(key):
+    orders = [permutation(derive(key, TrainingStream.BATCHES, epoch), 30)(jnp.arange(30)) for epoch in range(2)]
+    assert (orders[0] != orders[1]).any()
+
+
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 150])
+def test_a_full_batch_is_the_gradient_of_the_mean(key, size):
+    examples = view(size, start=20)
+    train = local_training(squared_error, optax.sgd(0.05), batch_size=None, steps=2)
+    trained = jax.jit(train)(jnp.zeros(3), examples, key)
+    expected = by_hand(np.zeros(3), examples, np.tile(np.arange(size), 2), size)
+    np.testing.assert_allclose(trained.params, expected, rtol=1e-4, atol=1e-6)
+    assert trained.metrics["loss"].count == 2 * size
+
+
+def test_full_batch_epochs_are_steps(key):
+    examples, sgd = view(9), optax.sgd(0.05)
+    epochs = local_training(squared_error, sgd, batch_size=None, epochs=3)(jnp.zeros(3), examples, key)
+    steps = local_training(squared_error, sgd, batch_size=None, steps=3)(jnp.zeros(3), examples, key)
+    chex.assert_trees_all_equal(epochs, steps)
+
+
+@pytest.mark.parametrize(
+    "amount", [dict(batch_size=4, epochs=2), dict(batch_size=4, steps=3), dict(batch_size=None, steps=2)]
+)
+def test_no_examples_no_steps(key, amount):
+    train = local_training(squared_error, optax.sgd(0.05), **amount)
+    trained = jax.jit(train)(jnp.ones(3), view(0, start=200), key)
+    np.testing.assert_array_equal(trained.params, np.ones(3))
+    assert trained.steps == 0
+    assert trained.metrics["loss"] == (0, 0)
+
+
+def test_clients_of_unequal_size_side_by_side_get_what_they_get_alone(key):
+    train = local_training(squared_error, optax.sgd(0.05), batch_size=4, epochs=2)
+    sizes = [0, 1, 13, 60]
+    columns = view(0).columns
+    examples = Examples(columns, jnp.array([0, 0, 10, 50]), jnp.array(sizes), jnp.arange(4))
+    axes = Examples(None, 0, 0, 0)
+    together = jax.jit(jax.vmap(train, in_axes=(None, axes, None)))(jnp.zeros(3), examples, key)
+    for i, size in enumerate(sizes):
+        alone = jax.jit(train)(jnp.zeros(3), view(size, start=int(examples.start[i])), key)
+        chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone, rtol=1e-5, atol=1e-6)
+
+
+def test_metrics_are_means_over_all_examples_of_all_steps(key):
+    examples = view(7)
+    train = local_training(squared_error, optax.sgd(0.0), batch_size=4, epochs=2)
+    metrics = train(jnp.zeros(3), examples, key).metrics
+    y = examples.columns["y"][:7]
+    np.testing.assert_allclose(metrics["loss"].total, 2 * (y**2).sum(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["residual"].total, -2 * y.sum(), rtol=1e-6)
+
+
+def test_the_optimizers_state_is_made_fresh(key):
+    train = local_training(squared_error, optax.sgd(0.05, momentum=0.9), batch_size=None, steps=1)
+    once = train(jnp.zeros(3), view(5), key).params
+    plain = local_training(squared_error, optax.sgd(0.05), batch_size=None, steps=1)(jnp.zeros(3), view(5), key).params
+    np.testing.assert_array_equal(once, plain)
+
+
+def test_any_optimizer_will_do(key):
+    with jax.numpy_dtype_promotion("standard"):  # optax's adam promotes
+        train = local_training(squared_error, optax.adam(0.1), batch_size=4, steps=5)
+        before, after = jnp.zeros(3), train(jnp.zeros(3), view(8), key).params
+    examples = view(8).columns
+    assert squared_error(after, examples, key)[0][:8].mean() < squared_error(before, examples, key)[0][:8].mean()
+
+
+def test_each_step_draws_anew(key):
+    def loss(params, batch, key):
+        return params * jnp.round(1000 * jax.random.uniform(key)) * jnp.ones_like(batch["y"])
+
+    params = [
+        local_training(loss, optax.sgd(1.0), batch_size=4, steps=n)(jnp.float32(0), view(4), key).params
+        for n in range(1, 4)
+    ]
+    draws = np.diff([0, *params])
+    assert len(set(draws.tolist())) == 3
+
+
+def test_a_gradient_can_be_adjusted(key):
+    train = local_training(squared_error, optax.sgd(0.5), batch_size=4, steps=3)
+    trained = train(jnp.ones(3), view(4), key, lambda gradient, params: params)
+    np.testing.assert_allclose(trained.params, np.full(3, 0.5**3), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (dict(batch_size=4), "exactly one of epochs and steps, got epochs=None and steps=None"),
+        (dict(batch_size=4, epochs=1, steps=1), "exactly one of epochs and steps"),
+        (dict(batch_size=0, epochs=1), "batch_size must be an integer of at least 1, got 0"),
+        (dict(batch_size=4, epochs=0), "epochs must be an integer of at least 1, got 0"),
+        (dict(batch_size=4, steps=1.5), "steps must be an integer of at least 1, got 1.5"),
+    ],
+)
+def test_bad_arguments(bad, message):
+    with pytest.raises(ValueError, match=message):
+        local_training(squared_error, optax.sgd(0.1), **bad)
+
+
+def test_a_scalar_loss_is_an_error_before_training(key):
+    train = local_training(lambda p, b, k: b["y"].mean(), optax.sgd(0.1), batch_size=4, epochs=1)
+    with pytest.raises(TypeError, match=r"drop the `.mean\(\)`"):
+        train(jnp.zeros(3), view(5), key)

@@ -1,0 +1,24 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedjax_edge.core.counts import Count
+
+
+@given(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=50))
+def test_counts_add_exactly_past_32_bits(values):
+    counts = [Count.of(value) for value in values]
+    assert jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *counts).value() == sum(values)
+
+
+@pytest.mark.parametrize("value", [0, 1, 65_535, 65_536, 2**31, 2**46 - 1])
+def test_python_integers_survive(value):
+    assert Count.of(value).value() == value
+
+
+def test_arrays_are_split_under_jit():
+    values = jnp.array([0, 70_000, 2**31 - 1], jnp.int32)
+    np.testing.assert_array_equal(jax.jit(Count.of)(values).value(), np.asarray(values, np.int64))

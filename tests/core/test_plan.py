@@ -1,0 +1,33 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fedjax_edge.core import Plan, choose_plan, make_plan
+
+
+def test_a_large_model_goes_one_client_at_a_time_and_a_small_one_in_chunks():
+    assert choose_plan(jnp.zeros(1_000_000), 100).width == 1
+    assert choose_plan(jnp.zeros(100), 100).width > 1
+
+
+def test_no_more_devices_than_clients():
+    assert choose_plan(jnp.zeros(10), 3).devices == 3
+    assert choose_plan(jnp.zeros(10), 3).width == 1
+    assert choose_plan(jnp.zeros(10), 100).devices == jax.device_count()
+    assert choose_plan(jnp.zeros(10), 100, devices=2).devices == 2
+
+
+def test_a_plan_says_what_it_does():
+    assert "100 clients = 2 devices x 10 chunks in sequence x 5 clients vmapped" in Plan(5, 2).explain(100)
+    assert "bytes of parameters" in choose_plan(jnp.zeros(10), 100).explain(100)
+
+
+@pytest.mark.parametrize("bad", [dict(width=0), dict(devices=0), dict(devices=9), dict(width=1.5)])
+def test_what_cannot_be_is_refused(bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} must be an integer"):
+        make_plan(**bad)
+
+
+def test_more_devices_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="devices must be an integer from 1 to 8, got 9"):
+        choose_plan(jnp.zeros(10), 100, devices=9)

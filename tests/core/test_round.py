@@ -1,0 +1,179 @@
+"""The round, with components written here; the package's own are tested where they live."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from fedjax_edge.core import Aggregator, ClientOutput, ClientUpdate, Cohort, Mean, Plan, UpdateTransform, federated
+from fedjax_edge.core.round import RoundState
+from fedjax_edge.data import from_client_arrays
+
+SIZES = [1, 4, 2, 7, 3]
+PLANS = [Plan(width, devices) for width, devices in [(1, 1), (3, 1), (5, 1), (1, 2), (2, 2), (1, 4), (1, 8)]]
+
+
+@pytest.fixture(scope="module")
+def population():
+    return from_client_arrays([{"x": np.full((n, 2), i + 1, np.float32)} for i, n in enumerate(SIZES)])
+
+
+def sends(make_update, state=()):
+    """A client that sends a function of its id and key, weighs its examples, and counts its rounds."""
+
+    def update(params, examples, state, key):
+        value = make_update(examples.client, key) + jnp.zeros_like(params)
+        metrics = {"loss": Mean(examples.size.astype(jnp.float32), jnp.float32(1))}
+        return ClientOutput(value, examples.size.astype(jnp.float32), jax.tree.map(lambda s: s + 1, state), metrics)
+
+    return ClientUpdate(lambda params: state, update)
+
+
+def summing(stacked=False):
+    def finish(total, state, key):
+        if stacked:
+            return jnp.where(total.present[:, None], total.rows, 0).sum(0), state
+        return total, state
+
+    return Aggregator(lambda update: (), lambda update, weight, state: update * weight, finish, stacked)
+
+
+def one_round(algorithm, population, cohort, plan=PLANS[0], seed=0, state=None):
+    state = state or algorithm.init(jnp.zeros(2), jax.random.key(seed), population)
+    return jax.jit(algorithm.round, static_argnames="plan")(state, cohort, population, plan=plan)
+
+
+def cohort_of(*ids, absent=()):
+    ids = jnp.array([*ids, *absent], jnp.int32)
+    return Cohort(ids, jnp.arange(len(ids)) < len(ids) - len(absent))
+
+
+def client_number(client, key):
+    return (client + 1).astype(jnp.float32)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("plan", PLANS)
+def test_the_contributions_of_those_present_are_summed(population, plan, stacked):
+    algorithm = federated(sends(client_number), optax.sgd(1.0), summing(stacked))
+    state, record = one_round(algorithm, population, cohort_of(3, 0, 2, absent=[1, 1]), plan)
+    np.testing.assert_allclose(algorithm.params(state), [4 * 7 + 1 * 1 + 3 * 2] * 2)
+    assert record.clients == 3
+    assert record.rejected == 0
+    assert record.metrics["loss"] == (7 + 1 + 2, 3)
+    assert record.bits_up.value() == record.bits_down.value() == 3 * 2 * 32
+    assert state.round == 1
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_clients_draws_depend_on_neither_order_nor_plan_nor_company(population, plan):
+    draws = sends(lambda client, key: jax.random.normal(key))
+    algorithm = federated(draws, optax.sgd(1.0), summing())
+    alone = [algorithm.params(one_round(algorithm, population, cohort_of(i))[0]) for i in range(5)]
+    for ids in [(0, 1, 2, 3, 4), (4, 2, 0)]:
+        together = algorithm.params(one_round(algorithm, population, cohort_of(*ids), plan)[0])
+        chex.assert_trees_all_close(together, sum(alone[i] for i in ids), rtol=1e-6)
+
+
+def test_draws_differ_between_rounds_clients_and_seeds(population):
+    algorithm = federated(sends(lambda client, key: jax.random.normal(key)), optax.sgd(1.0), summing())
+    first, _ = one_round(algorithm, population, cohort_of(0))
+    again, _ = one_round(algorithm, population, cohort_of(0), state=first)
+    values = [algorithm.params(first)[0], (algorithm.params(again) - algorithm.params(first))[0]]
+    values += [algorithm.params(one_round(algorithm, population, cohort_of(1))[0])[0] / 4]
+    values += [algorithm.params(one_round(algorithm, population, cohort_of(0), seed=1)[0])[0]]
+    assert len({round(float(value), 4) for value in values}) == 4
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_client_that_is_not_finite_is_rejected_and_counted(population, bad, stacked):
+    client = sends(lambda client, key: jnp.where(client == 3, jnp.float32(bad), client_number(client, key)))
+    algorithm = federated(client, optax.sgd(1.0), summing(stacked))
+    state, record = one_round(algorithm, population, cohort_of(3, 0, 2))
+    np.testing.assert_allclose(algorithm.params(state), [1 * 1 + 3 * 2] * 2)
+    assert record.clients == 3
+    assert record.rejected == 1
+    assert record.metrics["loss"] == (1 + 2, 2)
+    assert record.bits_up.value() == 3 * 64
+
+
+def test_states_last_and_stay_with_their_clients(population):
+    algorithm = federated(sends(client_number, jnp.int32(0)), optax.sgd(1.0), summing(), counting())
+    state, _ = one_round(algorithm, population, cohort_of(3, 0, absent=[1, 2]))
+    state, _ = one_round(algorithm, population, cohort_of(3, 4), Plan(1, 2), state=state)
+    np.testing.assert_array_equal(state.clients, [1, 0, 0, 2, 1])
+    np.testing.assert_array_equal(state.uplink, [1, 0, 0, 2, 1])
+
+
+def counting():
+    return UpdateTransform(lambda update: jnp.int32(0), lambda update, state, key: (update, state + 1, 5))
+
+
+def test_a_rejected_clients_states_stay_as_they_were(population):
+    client = sends(lambda client, key: jnp.where(client == 3, jnp.nan, 1.0), jnp.int32(0))
+    algorithm = federated(client, optax.sgd(1.0), summing(), counting())
+    state, record = one_round(algorithm, population, cohort_of(3, 0))
+    np.testing.assert_array_equal(state.clients, [1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(state.uplink, [1, 0, 0, 0, 0])
+    assert record.bits_up.value() == 10
+
+
+def test_a_memory_that_is_not_finite_rejects_its_client(population):
+    spoilt = UpdateTransform(lambda update: update, lambda update, state, key: (update, state * jnp.nan, None))
+    _, record = one_round(federated(sends(client_number), optax.sgd(1.0), summing(), spoilt), population, cohort_of(0))
+    assert record.rejected == 1
+
+
+def test_nobody_present_changes_nothing(population):
+    algorithm = federated(sends(client_number, jnp.int32(0)), optax.sgd(1.0), summing())
+    state, record = one_round(algorithm, population, cohort_of(absent=[0, 3]))
+    np.testing.assert_array_equal(algorithm.params(state), [0, 0])
+    np.testing.assert_array_equal(state.clients, np.zeros(5))
+    assert record.clients == record.rejected == record.bits_up.value() == 0
+
+
+def test_an_absent_client_is_given_no_examples():
+    """Its work would be lost: the only trace of it is in what the loop over its examples costs."""
+    seen = []
+
+    def update(params, examples, state, key):
+        jax.debug.callback(lambda size: seen.append(int(size)), examples.size)
+        return ClientOutput(params, examples.size.astype(jnp.float32), state, {})
+
+    population = from_client_arrays([{"x": np.zeros((n, 2), np.float32)} for n in SIZES])
+    algorithm = federated(ClientUpdate(lambda params: (), update), optax.sgd(1.0), summing())
+    one_round(algorithm, population, cohort_of(3, absent=[4]))
+    jax.effects_barrier()
+    assert sorted(seen) == [0, 7]
+
+
+def test_the_state_keeps_its_structure_and_dtypes(population):
+    algorithm = federated(sends(client_number, jnp.int32(0)), optax.sgd(1.0, momentum=0.9), summing(), counting())
+    state = algorithm.init(jnp.zeros(2), jax.random.key(0), population)
+    after, _ = one_round(algorithm, population, cohort_of(0, 1), state=state)
+    assert isinstance(after, RoundState)
+    chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+
+
+def test_ten_rounds_compile_once(population):
+    algorithm = federated(sends(client_number), optax.sgd(1.0, momentum=0.9), summing())
+    state = algorithm.init(jnp.zeros(2), jax.random.key(0), population)
+    traced = jax.jit(chex.assert_max_traces(n=1)(algorithm.round), static_argnames="plan")
+    for _ in range(10):
+        state, _ = traced(state, cohort_of(0, 1), population, plan=PLANS[0])
+
+
+def test_integer_parameters_are_refused(population):
+    algorithm = federated(sends(client_number), optax.sgd(1.0), summing())
+    with pytest.raises(TypeError, match=r"params\['steps'\] has dtype int32; every leaf must be floating point"):
+        algorithm.init({"w": jnp.zeros(2), "steps": jnp.int32(0)}, jax.random.key(0), population)
+
+
+def test_the_default_plan_is_chosen(population):
+    algorithm = federated(sends(client_number), optax.sgd(1.0), summing())
+    chosen, _ = one_round(algorithm, population, cohort_of(3, 0, 2), plan=None)
+    given, _ = one_round(algorithm, population, cohort_of(3, 0, 2))
+    chex.assert_trees_all_close(algorithm.params(chosen), algorithm.params(given))

@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen
+
+from fedjax_edge.models.losses import classification
+from fedjax_edge.models.mnist_cnn import mnist_cnn
+
+
+def images(count, shape=(28, 28)):
+    return jax.random.normal(jax.random.key(1), (count, *shape))
+
+
+def test_has_1663370_parameters():
+    params = jax.eval_shape(mnist_cnn().init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 1_663_370
+
+
+def test_follows_its_description():
+    model = mnist_cnn()
+    params = jax.jit(model.init)(jax.random.key(0))
+    x = images(3)
+
+    def convolve(layer, x, strides, padding):
+        kernel, bias = params[layer]["kernel"], params[layer]["bias"]
+        out = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.maximum(out + bias.reshape(1, 1, 1, -1), 0)
+
+    pool = lambda x: linen.max_pool(x, (2, 2), strides=(2, 2))  # noqa: E731
+    x = pool(convolve("Conv_0", x[..., None], (1, 1), "SAME"))
+    x = pool(convolve("Conv_1", x, (1, 1), "SAME"))
+    x = jnp.maximum(x.reshape(3, -1) @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None], 0)
+    expected = x @ params["Dense_1"]["kernel"] + params["Dense_1"]["bias"][None]
+    np.testing.assert_allclose(jax.jit(model.apply)(params, images(3)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_other_shapes_and_numbers_of_classes():
+    model = mnist_cnn(num_classes=7, image_shape=(12, 13, 3))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    assert jax.eval_shape(model.apply, params, images(2, (12, 13, 3))).shape == (2, 7)
+
+
+def test_vmaps_over_params():
+    model = mnist_cnn(image_shape=(12, 12))
+    stacked = jax.jit(jax.vmap(model.init))(jax.random.split(jax.random.key(0), 2))
+    x = images(3, (12, 12))
+    mapped = jax.jit(jax.vmap(model.apply, (0, None)))(stacked, x)
+    alone = jax.lax.map(lambda params: model.apply(params, x), stacked)
+    np.testing.assert_allclose(mapped, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_learns_a_batch():
+    model = mnist_cnn(image_shape=(12, 12))
+    batch = {"image": images(8, (12, 12)), "label": jnp.arange(8, dtype=jnp.uint8)}
+    loss = lambda params: jnp.mean(classification(model)(params, batch, None)[0])  # noqa: E731
+
+    def step(params, _):
+        return optax.apply_updates(params, jax.tree.map(lambda g: -0.1 * g, jax.grad(loss)(params))), None
+
+    params = jax.jit(model.init)(jax.random.key(0))
+    trained = jax.jit(lambda params: jax.lax.scan(step, params, length=30)[0])(params)
+    assert loss(trained) < 0.5 * loss(params)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_classes": 0}, "num_classes must be an integer of at least 1, got 0"),
+        ({"image_shape": (3, 28)}, r"image_shape\[0\] must be an integer of at least 4, got 3"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        mnist_cnn(**arguments)

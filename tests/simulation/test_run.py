@@ -1,0 +1,212 @@
+import logging
+import math
+import os
+import signal
+import threading
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fedjax_edge as fe
+from fedjax_edge.core import PrivacyError
+from fedjax_edge.simulation.run import run_segment
+
+SIZES = [1, 5, 2, 8, 3, 4, 6, 7, 2, 2]
+
+
+def squared_error(params, batch, key):
+    residual = batch["x"] @ params["w"] + params["b"] - batch["y"]
+    return residual**2, {"accuracy": (abs(residual) < 1).astype(jnp.float32)}
+
+
+RNG = np.random.default_rng(0)
+INPUTS = [RNG.normal(size=(n, 3)).astype(np.float32) for n in SIZES]
+POPULATION = fe.data.from_client_arrays([{"x": x, "y": x @ np.array([1, -2, 3], np.float32) + 1} for x in INPUTS])
+PARAMS = {"w": jnp.zeros(3), "b": jnp.zeros(())}
+FEDAVG = fe.algorithms.fedavg(squared_error, optax.sgd(0.05), batch_size=4, epochs=2)
+PRIVATE = fe.algorithms.fedavg(
+    squared_error,
+    optax.sgd(0.05),
+    batch_size=4,
+    epochs=2,
+    aggregator=fe.privacy.gaussian_mean(1.0, 2.0, denominator=5.0),
+    uplink=fe.compression.stochastic_uniform(8),
+)
+ON_TRAINING_DATA = fe.evaluation(squared_error, POPULATION.columns)
+TWO_DEVICES = fe.make_plan(width=1, devices=2)
+
+
+def run(algorithm=FEDAVG, rounds=6, seed=0, **options):
+    options = (
+        dict(sampler=fe.data.poisson(10, 0.5), plan=TWO_DEVICES, progress=False, evaluation=ON_TRAINING_DATA) | options
+    )
+    return fe.run(algorithm, PARAMS, POPULATION, rounds=rounds, key=jax.random.key(seed), **options)
+
+
+def test_it_learns_and_reports_every_round():
+    result = run(rounds=30)
+    history = result.history
+    assert history["test_loss"][-1] < 0.8 * history["test_loss"][0]
+    np.testing.assert_array_equal(history["round"], np.arange(1, 31))
+    np.testing.assert_array_equal(history["bits_up"], history["clients"] * 4 * 32)
+    np.testing.assert_array_equal(history["bits_down"], history["bits_up"])
+    assert set(history) == {
+        "round", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "epsilon", "bits_up", "bits_down",
+        "clients", "rejected", "seconds",
+    }  # fmt: skip
+    losses, _ = squared_error(result.params, POPULATION.columns, None)
+    np.testing.assert_allclose(history["test_loss"][-1], losses.mean(), rtol=1e-5)
+    assert not result.interrupted
+
+
+def test_it_is_the_rounds_of_the_algorithm_one_after_another():
+    result = run(rounds=4)
+    key, sampler = jax.random.key(0), fe.data.poisson(10, 0.5)
+    state = FEDAVG.init(PARAMS, key, POPULATION)
+    for number in range(4):
+        cohort_key = fe.core.derive(key, fe.core.RunStream.COHORT, number)
+        state, _ = FEDAVG.round(state, sampler.sample(cohort_key, jnp.int32(number)), POPULATION, TWO_DEVICES)
+    chex.assert_trees_all_close(result.params, FEDAVG.params(state), rtol=1e-5)
+
+
+def test_the_same_seed_is_the_same_to_the_bit_and_another_is_not():
+    first, again, other = run(PRIVATE), run(PRIVATE), run(PRIVATE, seed=1)
+    chex.assert_trees_all_equal(first.params, again.params)
+    without_time = [{k: v for k, v in result.history.items() if k != "seconds"} for result in (first, again)]
+    chex.assert_trees_all_equal(*without_time)
+    assert (first.params["w"] != other.params["w"]).all()
+
+
+@pytest.mark.parametrize("plan", [(1, 1), (4, 2), (1, 8)])
+def test_the_plan_changes_nothing(plan):
+    chex.assert_trees_all_close(run(plan=fe.make_plan(*plan)).params, run().params, rtol=1e-4, atol=1e-6)
+
+
+def test_evaluation_every_few_rounds_and_at_the_end():
+    history = run(rounds=7, eval_every=3).history
+    np.testing.assert_array_equal(history["round"][~np.isnan(history["test_loss"])], [3, 6, 7])
+    every = run(rounds=7).history
+    np.testing.assert_array_equal(history["test_loss"][[2, 5, 6]], every["test_loss"][[2, 5, 6]])
+
+
+def test_without_evaluation_there_are_no_test_columns():
+    assert not [name for name in run(evaluation=fe.simulation.NO_EVALUATION).history if name.startswith("test_")]
+
+
+def test_rounds_past_one_segment():
+    assert run(rounds=150).history.rounds == 150
+    chex.assert_trees_all_equal(run(rounds=150).params, run(rounds=150, eval_every=150).params)
+
+
+def test_one_compilation_serves_rounds_seeds_data_and_schedules(caplog):
+    run(rounds=3)
+    other = fe.data.from_client_arrays(
+        [{"x": np.ones((n, 3), np.float32), "y": np.ones(n, np.float32)} for n in SIZES[::-1]]
+    )
+    before = run_segment._cache_size()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        run(rounds=9, seed=5, eval_every=2)
+        fe.run(
+            FEDAVG, {"w": jnp.ones(3), "b": jnp.ones(())}, other, sampler=fe.data.poisson(10, 0.5), rounds=2,
+            key=jax.random.key(9), plan=TWO_DEVICES, progress=False, evaluation=ON_TRAINING_DATA,
+        )  # fmt: skip
+    assert run_segment._cache_size() == before
+    assert not [record for record in caplog.records if "run_segment" in record.message and "XLA" in record.message]
+
+
+def test_a_segment_moves_nothing_between_host_and_device():
+    key, sampler = jax.random.key(0), fe.data.poisson(10, 0.5)
+    population, columns, key = fe.core.on_all_devices((POPULATION, POPULATION.columns, key), TWO_DEVICES)
+    state = jax.tree.map(jnp.copy, fe.core.on_all_devices(FEDAVG.init(PARAMS, key, population), TWO_DEVICES))
+    numbers = fe.core.on_all_devices([jnp.int32(n) for n in (0, 3, 3, 1)], TWO_DEVICES)
+    static = dict(algorithm=FEDAVG, sampler=sampler, plan=TWO_DEVICES, loss_fn=squared_error, eval_batch_size=250)
+    compiled = run_segment.lower(state, *numbers, population, columns, key, **static).compile()
+    with jax.transfer_guard("disallow"):
+        state, _ = compiled(state, *numbers, population, columns, key)
+        jax.block_until_ready(state)
+
+
+def test_the_callers_parameters_are_not_consumed():
+    run()
+    assert not PARAMS["w"].is_deleted()
+
+
+def test_epsilon_is_that_of_the_rounds_really_run():
+    result = run(PRIVATE, rounds=5, delta=1e-2)
+    accountant = fe.privacy.gaussian_accountant(2.0)
+    claims = [accountant(fe.data.poisson(10, 0.5).sampling, r, 1e-2).epsilon for r in range(1, 6)]
+    np.testing.assert_array_equal(result.history["epsilon"], claims)
+    assert result.claim.epsilon == claims[-1]
+    assert np.isnan(run(PRIVATE).history["epsilon"]).all()
+    assert np.isinf(run().history["epsilon"]).all()
+    assert run().claim is None
+
+
+def test_a_fixed_size_cohort_never_has_the_poisson_epsilon():
+    result = run(PRIVATE, rounds=2, delta=1e-2, sampler=fe.data.uniform(10, 5))
+    assert result.claim.relation == "replace one client"
+    assert result.claim.epsilon > run(PRIVATE, rounds=2, delta=1e-2).claim.epsilon
+
+
+def test_a_guarantee_that_cannot_be_given_is_refused_before_training():
+    with pytest.raises(PrivacyError, match="nothing can be claimed for sampling"):
+        run(PRIVATE, delta=1e-2, sampler=fe.data.cyclic(10, 5))
+
+
+def test_only_what_is_accounted_is_released():
+    history = run(PRIVATE, delta=1e-2, accounted_only=True).history
+    private = {"train_loss", "train_accuracy", "bits_up", "bits_down", "clients", "rejected"}
+    assert all(np.isnan(history[name]).all() for name in private)
+    assert np.isfinite(history["test_loss"]).all()
+    assert np.isfinite(history["epsilon"]).all()
+
+
+def test_ctrl_c_keeps_what_was_done():
+    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    result = run(PRIVATE, rounds=10_000_000, delta=1e-2, eval_every=1_000_000, sampler=fe.data.everyone(10))
+    timer.join()
+    done = result.history.rounds
+    assert result.interrupted
+    assert 0 < done < 10_000_000
+    assert result.state.round == done
+    assert (
+        result.claim.epsilon == fe.privacy.gaussian_accountant(2.0)(fe.data.everyone(10).sampling, done, 1e-2).epsilon
+    )
+
+
+def test_the_progress_bar_shows_what_matters(capsys):
+    run(PRIVATE, rounds=3, delta=1e-2, progress=True)
+    shown = capsys.readouterr().err
+    for part in ("3/3", "loss=", "accuracy=", "epsilon=", "MB up="):
+        assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (dict(rounds=0), "rounds must be an integer of at least 1, got 0"),
+        (dict(eval_every=0), "eval_every must be an integer of at least 1, got 0"),
+        (dict(sampler=fe.data.everyone(9)), "the sampler draws from 9 clients; there are 10"),
+    ],
+)
+def test_bad_arguments(bad, message):
+    with pytest.raises(ValueError, match=message):
+        run(**bad)
+
+
+def test_a_diverged_client_is_counted_in_the_history():
+    spoilt = jax.tree.map(np.copy, POPULATION.columns)
+    spoilt["y"][1] = np.nan  # an example of client 1
+    population = fe.FederatedDataset(columns=spoilt, offsets=POPULATION.offsets)
+    result = fe.run(
+        FEDAVG, PARAMS, population, sampler=fe.data.everyone(10), rounds=3, key=jax.random.key(0), progress=False,
+        plan=TWO_DEVICES,
+    )  # fmt: skip
+    np.testing.assert_array_equal(result.history["rejected"], [1, 1, 1])
+    assert all(math.isfinite(loss) for loss in result.history["train_loss"])
+    assert np.isfinite(result.params["w"]).all()
