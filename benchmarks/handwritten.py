@@ -91,8 +91,11 @@ def make_round(apply: Apply, learning_rate: float, batch_size: int, mesh: Mesh) 
     return round_
 
 
-def place(params: Params, images: Any, labels: Any, mesh: Mesh) -> tuple:
-    """Returns parameters, copied to every device, and images and labels, spread over them."""
-    spread, same = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("clients",), ()))
-    copied = jax.tree.map(jnp.copy, jax.device_put(params, same))  # the first round donates them
-    return copied, jax.device_put(images, spread), jax.device_put(labels, spread)
+def spread(arrays: Any, mesh: Mesh) -> Any:
+    """Returns arrays [clients, ...] with an equal share of the clients on every device."""
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec("clients")))
+
+
+def copied(params: Params, mesh: Mesh) -> Params:
+    """Returns a new copy of the parameters on every device."""
+    return jax.tree.map(jnp.copy, jax.device_put(params, NamedSharding(mesh, PartitionSpec())))

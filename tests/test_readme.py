@@ -94,9 +94,7 @@ def test_the_example_by_hand_is_short():
 
 def test_the_two_commands_are_one_line_each_and_what_they_install_exists():
     install_and_run, install_and_test = (match[2] for match in blocks("bash")[:2])
-    assert install_and_run == (
-        "python -m venv .venv && .venv/bin/pip install . && .venv/bin/fedjax-edge run\n"
-    )
+    assert install_and_run == ("python -m venv .venv && .venv/bin/pip install . && .venv/bin/fedjax-edge run\n")
     assert install_and_test == (
         "python -m venv .venv && .venv/bin/pip install -e '.[test]' && .venv/bin/python -m pytest\n"
     )
@@ -104,7 +102,7 @@ def test_the_two_commands_are_one_line_each_and_what_they_install_exists():
     assert callable(entry_point.load())
     assert "test" in metadata.metadata("fedjax-edge").get_all("Provides-Extra")
     ci = (ROOT / ".ci" / "run").read_text()
-    assert "pip\" install" in ci and "-e '.[test]'" in ci and "-m pytest" in ci
+    assert 'pip" install' in ci and "-e '.[test]'" in ci and "-m pytest" in ci
 
 
 def test_the_entry_point_explains_itself():

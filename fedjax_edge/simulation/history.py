@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +39,10 @@ class History(Mapping[str, np.ndarray]):
         """How many rounds were run."""
         return len(next(iter(self._columns.values()), ()))
 
-    def extended(self, more: "History") -> "History":
-        """Returns this history followed by `more`, of the same columns."""
-        return History({name: np.concatenate([column, more[name]]) for name, column in self.items()})
+    @classmethod
+    def joined(cls, histories: Sequence["History"]) -> "History":
+        """Returns histories of the same columns one after another."""
+        return cls({name: np.concatenate([history[name] for history in histories]) for name in histories[0]})
 
     def last(self, name: str) -> float:
         """Returns the last measured value of a column, or NaN if there is none."""

@@ -1,9 +1,8 @@
-"""`run`: many rounds of an algorithm, compiled, with evaluation, privacy accounting, a progress bar and a history."""
+"""`run`: many rounds of an algorithm, with evaluation, privacy accounting, a progress bar and a history."""
 
 import math
 import time
-from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +11,13 @@ from tqdm.auto import tqdm
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.executor import on_all_devices
-from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.plan import Plan, choose_plan
-from fedjax_edge.core.protocols import (
-    FederatedAlgorithm,
-    LossFn,
-    Mean,
-    Population,
-    PrivacyClaim,
-    PyTree,
-    RoundRecord,
-    Sampler,
-)
-from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation, measure
+from fedjax_edge.core.protocols import FederatedAlgorithm, Mean, Population, PrivacyClaim, PyTree, Sampler
+from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.interrupt import deferred_interrupt
+from fedjax_edge.simulation.segment import LONGEST_SEGMENT, Report, Schedule, is_evaluated, run_segment
 
-LONGEST_SEGMENT = 64  # rounds whose records one call can hold
 SECONDS_PER_SEGMENT = 0.5  # between two looks at the progress bar and at Ctrl-C
 
 
@@ -40,13 +29,6 @@ class RunResult(NamedTuple):
     history: History
     claim: PrivacyClaim | None  # for the rounds that were really run
     interrupted: bool
-
-
-class Progress(NamedTuple):
-    """What one round leads to, inside a compiled segment."""
-
-    record: RoundRecord
-    evaluated: dict[str, Mean]
 
 
 def run(
@@ -70,10 +52,17 @@ def run(
     of them, whatever their number. The first Ctrl-C ends the run after the present segment and keeps what was done.
     The same arguments give the same result to the bit.
 
-    The history has the columns `round` (from 1), `train_*` (the mean of each client metric over the clients that
-    count, while they train), `test_*` and `epsilon` (spent so far; infinite without a privacy mechanism, NaN
-    without `delta`) in the rounds that are evaluated, `bits_up`, `bits_down`, `clients` (present), `rejected` (dropped for a NaN or an
-    infinity) and `seconds` (the first with compilation).
+    The columns of the history:
+
+    ==================================  ===============================================================================
+    `round`                             from 1
+    `train_*`                           each client metric while training, over all examples of the clients that count
+    `bits_up`, `bits_down`              sent by and to all clients that were present
+    `clients`, `rejected`               how many were present, and of these dropped for a NaN or an infinity
+    `test_*`                            in the rounds that are evaluated
+    `epsilon`                           spent so far, likewise; infinite without a mechanism, NaN without `delta`
+    `seconds`                           of a round, on average over its segment; the first with compilation
+    ==================================  ===============================================================================
 
     Args:
       algorithm: such as `algorithms.fedavg(...)`.
@@ -99,103 +88,68 @@ def run(
     checks.integer("eval_every", eval_every)
     if sampler.num_clients != population.num_clients:
         raise ValueError(f"the sampler draws from {sampler.num_clients} clients; there are {population.num_clients}")
-    if delta is not None and algorithm.accountant is not None:
-        algorithm.accountant(sampler.sampling, rounds, delta)  # refuse before training rather than after
+    _claim(algorithm, sampler, rounds, delta)  # what cannot be claimed is refused before training
 
     plan = plan or choose_plan(params, sampler.width)
     population, columns, key = on_all_devices((population, evaluation.columns, key), plan)
     state = jax.tree.map(jnp.copy, on_all_devices(algorithm.init(params, key, population), plan))  # to be donated
-    history, done, segment_length = None, 0, 1
+    histories, done, length = [], 0, 1
     with deferred_interrupt() as interrupted, tqdm(total=rounds, unit="round", disable=not progress) as bar:
         while done < rounds and not interrupted():
-            stop = min(done + segment_length, rounds)
+            stop = min(done + length, rounds)
             started = time.perf_counter()
             state, reports = run_segment(
-                state, jnp.int32(done), jnp.int32(stop), jnp.int32(rounds), jnp.int32(eval_every),
-                population, columns, key,
-                algorithm=algorithm, sampler=sampler, plan=plan,
-                loss_fn=evaluation.loss_fn, eval_batch_size=evaluation.batch_size,
-            )  # fmt: skip
-            reports = jax.device_get(reports)
+                state,
+                Schedule(*map(jnp.int32, (done, stop, rounds, eval_every))),
+                population,
+                columns,
+                key,
+                algorithm=algorithm,
+                sampler=sampler,
+                plan=plan,
+                loss_fn=evaluation.loss_fn,
+                eval_batch_size=evaluation.batch_size,
+            )
+            reports = jax.tree.map(lambda leaf, n=stop - done: leaf[:n], jax.device_get(reports))
             seconds = (time.perf_counter() - started) / (stop - done)
 
+            numbers = np.arange(done, stop) + 1
             epsilons = [
-                _epsilon(algorithm, sampler, number, delta) if _is_due(number, rounds, eval_every) else math.nan
-                for number in range(done + 1, stop + 1)
+                _epsilon(algorithm, sampler, int(number), delta) if is_due else math.nan
+                for number, is_due in zip(numbers, is_evaluated(numbers, rounds, eval_every), strict=True)
             ]
-            segment = _to_history(reports, done, stop, epsilons, seconds, accounted_only)
-            history = segment if history is None else history.extended(segment)
+            histories.append(_to_history(numbers, reports, epsilons, seconds, accounted_only))
             bar.update(stop - done)
-            bar.set_postfix(_summary(history))
-            if done > 0 or stop == rounds:
-                segment_length = min(max(int(SECONDS_PER_SEGMENT / seconds), 1), LONGEST_SEGMENT)
-            done = stop
-    claim = None
-    if delta is not None and algorithm.accountant is not None:
-        claim = algorithm.accountant(sampler.sampling, done, delta)
-    return RunResult(algorithm.params(state), state, history, claim, interrupted=done < rounds)
+            bar.set_postfix(_shown(histories))
+            done, length = stop, min(max(int(SECONDS_PER_SEGMENT / seconds), 1), LONGEST_SEGMENT)
+
+    return RunResult(
+        params=algorithm.params(state),
+        state=state,
+        history=History.joined(histories),
+        claim=_claim(algorithm, sampler, done, delta),
+        interrupted=done < rounds,
+    )
 
 
-@partial(
-    jax.jit, static_argnames=("algorithm", "sampler", "plan", "loss_fn", "eval_batch_size"), donate_argnames=("state",)
-)
-def run_segment(
-    state: PyTree,
-    start: jax.Array,
-    stop: jax.Array,
-    rounds: jax.Array,
-    eval_every: jax.Array,
-    population: Population,
-    columns: PyTree,
-    key: jax.Array,
-    *,
-    algorithm: FederatedAlgorithm,
-    sampler: Sampler,
-    plan: Plan,
-    loss_fn: LossFn | None,
-    eval_batch_size: int,
-) -> tuple[PyTree, Progress]:
-    """Runs rounds `start` to `stop` (at most `LONGEST_SEGMENT`) and returns their reports, leaves [LONGEST_SEGMENT]."""
-
-    def one_round(number: jax.Array, state: PyTree) -> tuple[PyTree, Progress]:
-        cohort = sampler.sample(derive(key, RunStream.COHORT, number), number)
-        state, record = algorithm.round(state, cohort, population, plan)
-
-        def evaluate() -> dict[str, Mean]:
-            return measure(algorithm.params(state), columns, loss_fn, eval_batch_size, plan)
-
-        def skip() -> dict[str, Mean]:
-            return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(evaluate))
-
-        return state, Progress(record, jax.lax.cond(_is_due(number + 1, rounds, eval_every), evaluate, skip))
-
-    def step(number: jax.Array, carry: tuple[PyTree, Progress]) -> tuple[PyTree, Progress]:
-        state, reports = carry
-        state, report = one_round(number, state)
-        return state, jax.tree.map(lambda all_, one: all_.at[number - start].set(one), reports, report)
-
-    report = jax.eval_shape(one_round, start, state)[1]
-    reports = jax.tree.map(lambda leaf: jnp.zeros((LONGEST_SEGMENT, *leaf.shape), leaf.dtype), report)
-    return jax.lax.fori_loop(start, stop, step, (state, reports))
-
-
-def _is_due(number: Any, rounds: Any, eval_every: Any) -> Any:
-    """Returns whether to evaluate after so many rounds."""
-    return (number % eval_every == 0) | (number == rounds)
+def _claim(algorithm: FederatedAlgorithm, sampler: Sampler, rounds: int, delta: float | None) -> PrivacyClaim | None:
+    if algorithm.accountant is None or delta is None:
+        return None
+    return algorithm.accountant(sampler.sampling, rounds, delta)
 
 
 def _epsilon(algorithm: FederatedAlgorithm, sampler: Sampler, rounds: int, delta: float | None) -> float:
     if algorithm.accountant is None:
         return math.inf
-    return math.nan if delta is None else algorithm.accountant(sampler.sampling, rounds, delta).epsilon
+    claim = _claim(algorithm, sampler, rounds, delta)
+    return math.nan if claim is None else claim.epsilon
 
 
 def _to_history(
-    reports: Progress, start: int, stop: int, epsilons: list[float], seconds: float, accounted_only: bool
+    numbers: np.ndarray, reports: Report, epsilons: list[float], seconds: float, accounted_only: bool
 ) -> History:
-    """Returns the reports of rounds `start` to `stop` as columns, those about private clients withheld if asked."""
-    count = stop - start
-    record, evaluated = jax.tree.map(lambda leaf: leaf[:count], reports)
+    """Returns the reports of a segment as columns, those about private clients withheld if asked."""
+    record = reports.record
     private = {
         **{f"train_{name}": _divide(mean) for name, mean in record.metrics.items()},
         "bits_up": record.bits_up.value(),
@@ -204,14 +158,14 @@ def _to_history(
         "rejected": record.rejected,
     }
     if accounted_only:
-        private = {name: np.full(count, np.nan) for name in private}
+        private = {name: np.full(len(numbers), np.nan) for name in private}
     return History(
         {
-            "round": np.arange(start, stop) + 1,
+            "round": numbers,
             **private,
-            **{f"test_{name}": _divide(mean) for name, mean in evaluated.items()},
+            **{f"test_{name}": _divide(mean) for name, mean in reports.evaluated.items()},
             "epsilon": np.array(epsilons),
-            "seconds": np.full(count, seconds),
+            "seconds": np.full(len(numbers), seconds),
         }
     )
 
@@ -222,13 +176,10 @@ def _divide(mean: Mean) -> np.ndarray:
     return np.where(counted, mean.total / np.where(counted, mean.count, 1), np.nan).astype(np.float64)
 
 
-def _summary(history: History) -> dict[str, str]:
-    """Returns what the progress bar shows."""
-    shown = {
-        "train": history.last("train_loss") if "train_loss" in history else math.nan,
-        "loss": history.last("test_loss") if "test_loss" in history else math.nan,
-        "accuracy": history.last("test_accuracy") if "test_accuracy" in history else math.nan,
-        "epsilon": history.last("epsilon"),
-        "MB up": np.sum(history["bits_up"], dtype=np.float64) / 8e6,
-    }
-    return {name: f"{value:.4g}" for name, value in shown.items() if math.isfinite(value)}
+def _shown(histories: list[History]) -> dict[str, str]:
+    """Returns what the progress bar shows: the last values, and the megabytes sent so far."""
+    columns = {"train": "train_loss", "loss": "test_loss", "accuracy": "test_accuracy", "epsilon": "epsilon"}
+    last = histories[-1]
+    shown = {label: last.last(name) for label, name in columns.items() if name in last}
+    shown["MB up"] = sum(history["bits_up"].sum(dtype=np.float64) for history in histories) / 8e6
+    return {label: f"{value:.4g}" for label, value in shown.items() if math.isfinite(value)}

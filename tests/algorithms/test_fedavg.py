@@ -208,23 +208,29 @@ def test_many_local_steps_on_unlike_quadratics_end_at_the_mean_weighted_by_how_f
     assert abs(found - (curvature @ optimum) / curvature.sum()) > 0.5
 
 
-REMEMBERING = fedavg(softmax_loss, optax.sgd(0.1), batch_size=None, steps=2, uplink=error_feedback(top_k(0.3)))
+UPLINK = error_feedback(top_k(0.3))
+REMEMBERING = {
+    "full batch": fedavg(softmax_loss, optax.sgd(0.1), batch_size=None, epochs=2, uplink=UPLINK),
+    "mini-batches": fedavg(softmax_loss, optax.sgd(0.1), batch_size=16, epochs=2, uplink=UPLINK),
+}
+REMEMBERING_ROUND = {name: jitted(algorithm) for name, algorithm in REMEMBERING.items()}
 
 
+@pytest.mark.parametrize("local", REMEMBERING)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_client_whose_data_are_not_finite_is_rejected_and_counted_and_plays_no_part(bad):
+def test_a_client_whose_data_are_not_finite_is_rejected_and_counted_and_plays_no_part(bad, local):
     params, data = problem(3)
     broken = data.columns["x"].copy()
     broken[data.offsets[2] + 1, 0] = bad
     broken = from_partition(data.columns | {"x": broken}, np.split(np.arange(EXAMPLES), data.offsets[1:-1]))
-    ids, round_ = jnp.array([0, 2, 1, 4]), jitted(REMEMBERING)
-    state, _ = round_(REMEMBERING.init(params, KEY, data), Cohort(ids, jnp.ones(4, bool)), data)
+    ids, algorithm, round_ = jnp.array([0, 2, 1, 4]), REMEMBERING[local], REMEMBERING_ROUND[local]
+    state, _ = round_(algorithm.init(params, KEY, data), Cohort(ids, jnp.ones(4, bool)), data)
 
     with_it, record = round_(state, Cohort(ids, jnp.ones(4, bool)), broken)
     without_it, expected = round_(state, Cohort(ids, ids != 2), broken)
     assert (record.clients, record.rejected, expected.clients, expected.rejected) == (4, 1, 3, 0)
-    assert np.isfinite(REMEMBERING.params(with_it)["w"]).all()
-    assert_trees_close(REMEMBERING.params(with_it), REMEMBERING.params(without_it), rtol=1e-6)
+    assert np.isfinite(algorithm.params(with_it)["w"]).all()
+    assert_trees_close(algorithm.params(with_it), algorithm.params(without_it), rtol=1e-6)
     assert_trees_close(record.metrics, expected.metrics, rtol=1e-6)
     assert record.metrics["loss"].count == 2 * (1 + 70 + 84)
     assert record.bits_up.value() * 3 == expected.bits_up.value() * 4

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fedjax_edge.core import map_clients, make_plan
+from fedjax_edge.core import make_plan, map_clients
 from fedjax_edge.core.executor import _deal
 from fedjax_edge.core.plan import Plan
 

@@ -20,7 +20,7 @@ def test_it_is_a_mapping_of_columns():
 
 
 def test_it_grows():
-    longer = HISTORY.extended(HISTORY)
+    longer = History.joined([HISTORY, HISTORY])
     np.testing.assert_array_equal(longer["round"], [1, 2, 3, 1, 2, 3])
     assert HISTORY.rounds == 3
 

@@ -13,7 +13,7 @@ import pytest
 
 import fedjax_edge as fe
 from fedjax_edge.core import PrivacyError
-from fedjax_edge.simulation.run import run_segment
+from fedjax_edge.simulation.segment import Schedule, run_segment
 
 SIZES = [1, 5, 2, 8, 3, 4, 6, 7, 2, 2]
 
@@ -66,10 +66,10 @@ def test_it_learns_and_reports_every_round():
 def test_it_is_the_rounds_of_the_algorithm_one_after_another():
     result = run(rounds=4)
     key, sampler = jax.random.key(0), fe.data.poisson(10, 0.5)
-    state = FEDAVG.init(PARAMS, key, POPULATION)
+    state, one_round = FEDAVG.init(PARAMS, key, POPULATION), jax.jit(FEDAVG.round, static_argnums=3)
     for number in range(4):
         cohort_key = fe.core.derive(key, fe.core.RunStream.COHORT, number)
-        state, _ = FEDAVG.round(state, sampler.sample(cohort_key, jnp.int32(number)), POPULATION, TWO_DEVICES)
+        state, _ = one_round(state, sampler.sample(cohort_key, jnp.int32(number)), POPULATION, TWO_DEVICES)
     chex.assert_trees_all_close(result.params, FEDAVG.params(state), rtol=1e-5)
 
 
@@ -122,11 +122,11 @@ def test_a_segment_moves_nothing_between_host_and_device():
     key, sampler = jax.random.key(0), fe.data.poisson(10, 0.5)
     population, columns, key = fe.core.on_all_devices((POPULATION, POPULATION.columns, key), TWO_DEVICES)
     state = jax.tree.map(jnp.copy, fe.core.on_all_devices(FEDAVG.init(PARAMS, key, population), TWO_DEVICES))
-    numbers = fe.core.on_all_devices([jnp.int32(n) for n in (0, 3, 3, 1)], TWO_DEVICES)
+    schedule = fe.core.on_all_devices(Schedule(*map(jnp.int32, (0, 3, 3, 1))), TWO_DEVICES)
     static = dict(algorithm=FEDAVG, sampler=sampler, plan=TWO_DEVICES, loss_fn=squared_error, eval_batch_size=250)
-    compiled = run_segment.lower(state, *numbers, population, columns, key, **static).compile()
+    compiled = run_segment.lower(state, schedule, population, columns, key, **static).compile()
     with jax.transfer_guard("disallow"):
-        state, _ = compiled(state, *numbers, population, columns, key)
+        state, _ = compiled(state, schedule, population, columns, key)
         jax.block_until_ready(state)
 
 
