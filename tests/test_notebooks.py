@@ -35,7 +35,7 @@ def test_the_notebooks_are_found():
     assert [path.stem for path in NOTEBOOKS] == ["01_introduction", "02_fedavg_by_hand"]
 
 
-# What nbclient, the kernel's manager and zmq warn of is not the notebooks' business; within the kernel, warnings are errors.
+# What the kernel's manager warns of is not the notebooks' business; within the kernel, warnings are errors.
 @pytest.mark.filterwarnings("default")
 @each_notebook
 def test_notebook_runs(path, tmp_path):

@@ -9,7 +9,7 @@ from jax import lax
 
 from fedjax_edge.models.convolution import conv_general_dilated, max_pool
 
-SPECS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC"), 3: ("NDHWC", "DHWIO", "NDHWC")}
+SPECS = {1: ("NWC", "WIO", "NWC"), 2: ("NHWC", "HWIO", "NHWC")}
 
 
 def normal(seed, shape):
@@ -19,7 +19,7 @@ def normal(seed, shape):
 @st.composite
 def convolutions(draw):
     """Shapes of input and kernel, and the options of a convolution that has an output."""
-    dims = draw(st.sampled_from([1, 2, 2, 2, 3]))
+    dims = draw(st.sampled_from([2, 2, 2, 1]))
     each = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(dims))  # noqa: E731
     window, strides, rhs_dilation = each(1, 3), each(1, 3), each(1, 2)
     lhs_dilation = each(1, 2) if draw(st.booleans()) else None
@@ -37,6 +37,11 @@ def convolutions(draw):
     return (batch, *sizes, channels), (*window, channels, features), options
 
 
+def compiled(function):
+    """Jitted without LLVM's optimizations: each example compiles anew."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+
+
 def value_and_gradients(convolve, options):
     def both(lhs, rhs):
         out, pullback = jax.vjp(lambda lhs, rhs: convolve(lhs, rhs, **options), lhs, rhs)
@@ -49,25 +54,25 @@ def assert_close(ours, theirs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), ours, theirs)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=16, deadline=None, derandomize=True)
 @given(convolutions())
 def test_equals_lax_with_its_gradients(case):
     lhs_shape, rhs_shape, options = case
     lhs, rhs = normal(0, lhs_shape), normal(1, rhs_shape)
     assert_close(
-        jax.jit(value_and_gradients(conv_general_dilated, options))(lhs, rhs),
-        jax.jit(value_and_gradients(lax.conv_general_dilated, options))(lhs, rhs),
+        compiled(value_and_gradients(conv_general_dilated, options))(lhs, rhs),
+        compiled(value_and_gradients(lax.conv_general_dilated, options))(lhs, rhs),
     )
 
 
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(convolutions())
 def test_equals_lax_under_vmap_over_inputs_and_kernels(case):
     lhs_shape, rhs_shape, options = case
     lhs, rhs = normal(0, (3, *lhs_shape)), normal(1, (3, *rhs_shape))
     assert_close(
-        jax.jit(jax.vmap(value_and_gradients(conv_general_dilated, options)))(lhs, rhs),
-        jax.jit(jax.vmap(value_and_gradients(lax.conv_general_dilated, options)))(lhs, rhs),
+        compiled(jax.vmap(value_and_gradients(conv_general_dilated, options)))(lhs, rhs),
+        compiled(jax.vmap(value_and_gradients(lax.conv_general_dilated, options)))(lhs, rhs),
     )
 
 

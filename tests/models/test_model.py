@@ -86,7 +86,7 @@ def test_vmap_over_params_equals_a_loop(model):
 
 
 def test_trains_with_optax_in_a_while_loop(model):
-    params, optimizer = model.init(jax.random.key(0)), optax.sgd(0.1, momentum=0.9)
+    params, optimizer = model.init(jax.random.key(0)), optax.sgd(0.1)
 
     def step(carry):
         count, params, state = carry
@@ -94,7 +94,7 @@ def test_trains_with_optax_in_a_while_loop(model):
         updates, state = optimizer.update(grads, state, params)
         return count + 1, optax.apply_updates(params, updates), state
 
-    train = jax.jit(lambda carry: jax.lax.while_loop(lambda c: c[0] < 40, step, carry))
+    train = jax.jit(lambda carry: jax.lax.while_loop(lambda c: c[0] < 100, step, carry))
     trained = train((0, params, optimizer.init(params)))[1]
     assert squares(model, trained) < 0.3 * squares(model, params)
 
