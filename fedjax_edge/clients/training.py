@@ -79,10 +79,9 @@ def local_training(
             epoch, first_batch = number // blocks, number % blocks * block_batches
             first_step = epoch * batches + first_batch
             shuffle = permutation(derive(key, TrainingStream.BATCHES, epoch), examples.size)
-            positions = (first_batch + jnp.arange(block_batches)[:, None]) * batch_size + jnp.arange(batch_size)[
-                None, :
-            ]
-            rows = examples.start + shuffle(positions)
+            first = (first_batch + jnp.arange(block_batches, dtype=jnp.int32)) * batch_size
+            positions = first[:, None] + jnp.arange(batch_size, dtype=jnp.int32)[None, :]
+            rows = examples.start + shuffle(jnp.minimum(positions, examples.size - 1))
 
             def mini_batch_step(batch: jax.Array, carry: tuple) -> tuple:
                 columns, mask = take_rows(examples.columns, rows[batch]), positions[batch] < examples.size
@@ -127,7 +126,7 @@ def full_batch_gradient(
 
     def add_chunk(chunk: jax.Array, carry: tuple) -> tuple:
         position = chunk * FULL_BATCH_CHUNK + jnp.arange(FULL_BATCH_CHUNK, dtype=jnp.int32)
-        batch = take_rows(examples.columns, examples.start + position)
+        batch = take_rows(examples.columns, examples.start + jnp.minimum(position, examples.size - 1))
         chunk_key = jax.random.fold_in(key, chunk)
         gradient = batch_gradient(loss_fn, params, batch, position < examples.size, count, chunk_key)
         return optax.tree.add(carry, gradient)

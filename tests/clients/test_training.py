@@ -117,6 +117,19 @@ def test_clients_of_unequal_size_side_by_side_get_what_they_get_alone(key):
         chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("amount", [dict(batch_size=4, epochs=2), dict(batch_size=None, steps=2)])
+def test_what_others_hold_does_not_matter_even_if_it_is_not_a_number(key, amount):
+    """The last batch is padded; the gradient of a masked NaN would still be NaN."""
+    examples = view(5, start=50)
+    spoilt = jax.tree.map(lambda column: np.full_like(column, np.nan), examples.columns)
+    for name, column in spoilt.items():
+        column[50:55] = examples.columns[name][50:55]
+    train = jax.jit(local_training(squared_error, optax.sgd(0.05), **amount))
+    alone = train(jnp.zeros(3), examples, key)
+    chex.assert_trees_all_equal(train(jnp.zeros(3), examples._replace(columns=spoilt), key), alone)
+    assert np.isfinite(alone.params).all()
+
+
 def test_metrics_are_means_over_all_examples_of_all_steps(key):
     examples = view(7)
     train = local_training(squared_error, optax.sgd(0.0), batch_size=4, epochs=2)
