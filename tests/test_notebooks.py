@@ -16,7 +16,6 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PREAMBLE = """
 import socket, warnings
 warnings.simplefilter("error")
-warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, where ipywidgets are not installed
 
 def refuse(*arguments, **options):
     raise ConnectionError("the notebooks need no network")

@@ -176,6 +176,7 @@ def test_where_a_round_happens():
     tree = ast.parse((ROOT / "fedjax_edge" / "core" / "round.py").read_text())
     names = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     assert {"round_", "one_client", "federated"} <= names
+    assert "algorithm.round(" in (ROOT / "fedjax_edge" / "simulation" / "segment.py").read_text()
 
 
 @pytest.mark.parametrize(

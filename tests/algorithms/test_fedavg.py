@@ -236,7 +236,7 @@ def test_a_client_whose_data_are_not_finite_is_rejected_and_counted_and_plays_no
     assert record.bits_up.value() * 3 == expected.bits_up.value() * 4
 
     assert_trees_close(with_it.uplink, without_it.uplink, rtol=1e-5)
-    before, after = (jax.tree.leaves(tree.uplink)[1] for tree in (state, with_it))
+    before, after = (np.asarray(jax.tree.leaves(tree.uplink)[1]) for tree in (state, with_it))
     np.testing.assert_array_equal(after[[1, 3]], before[[1, 3]])
     assert before[1].any() and not np.array_equal(after[2], before[2])
 

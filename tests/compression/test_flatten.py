@@ -36,6 +36,14 @@ def test_a_tree_survives_the_vector_with_its_structure_shapes_and_dtypes(tree):
     jax.tree.map(np.testing.assert_array_equal, back, tree)
 
 
+def test_leaves_follow_each_other():
+    tree = {"a": jnp.array([1.0, 2.0]), "b": (jnp.array([[3.0], [4.0]]), jnp.array(5.0))}
+    vector, shape = flatten(tree)
+    assert vector.tolist() == [1, 2, 3, 4, 5]
+    back = shape.unflatten(10 * vector)
+    assert back["a"].tolist() == [10, 20] and back["b"][0].tolist() == [[30], [40]] and back["b"][1] == 50
+
+
 def test_a_tree_without_leaves_is_an_empty_vector():
     vector, shape = flatten({"a": (), "b": {}})
     assert vector.shape == (0,) and vector.dtype == jnp.float32 and shape.size == 0
