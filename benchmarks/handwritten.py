@@ -49,8 +49,8 @@ def _convolution(params: Params, x: jax.Array) -> jax.Array:
 def make_round(apply: Apply, learning_rate: float, batch_size: int, mesh: Mesh) -> Callable:
     """Returns `round(params, images, labels, key) -> (params, loss, accuracy)`, compiled.
 
-    Images [clients, examples, 28, 28] and labels [clients, examples] are spread over the mesh axis "clients", whose size
-    divides the number of clients; parameters and key are on every device.
+    Images [clients, examples, 28, 28] and labels [clients, examples] are spread over the mesh axis "clients", of a size
+    that divides the number of clients; parameters and key are on every device.
     """
 
     def loss_fn(params: Params, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:

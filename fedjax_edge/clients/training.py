@@ -64,10 +64,11 @@ def local_training(
     def train(params: PyTree, examples: Examples, key: jax.Array, adjust: Callable | None = None) -> Trained:
         batches = jnp.int32(1) if batch_size is None else -(-examples.size // batch_size)
         num_steps = jnp.where(examples.size > 0, steps or epochs * batches, 0).astype(jnp.int32)
+        batches_key, loss_key = derive(key, TrainingStream.BATCHES), derive(key, TrainingStream.LOSS)
 
         def take_step(carry: tuple, gradient_fn: GradientFn, step: jax.Array) -> tuple:
             params, optimizer_state, metrics = carry
-            gradient, sums = gradient_fn(params, derive(key, TrainingStream.LOSS, step))
+            gradient, sums = gradient_fn(params, derive(loss_key, step))
             gradient = gradient if adjust is None else adjust(gradient, params)
             updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
             return optax.apply_updates(params, updates), optimizer_state, optax.tree.add(metrics, sums)
@@ -78,7 +79,7 @@ def local_training(
         def block(number: jax.Array, carry: tuple) -> tuple:
             epoch, first_batch = number // blocks, number % blocks * block_batches
             first_step = epoch * batches + first_batch
-            shuffle = permutation(derive(key, TrainingStream.BATCHES, epoch), examples.size)
+            shuffle = permutation(derive(batches_key, epoch), examples.size)
             first = (first_batch + jnp.arange(block_batches, dtype=jnp.int32)) * batch_size
             positions = first[:, None] + jnp.arange(batch_size, dtype=jnp.int32)[None, :]
             rows = examples.start + shuffle(jnp.minimum(positions, examples.size - 1))

@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_edge.compression.packing import pack, unpack
 from fedjax_edge.core import checks
@@ -61,13 +62,13 @@ def stochastic_uniform(bits: int) -> Codec:
     checks.integer("bits", bits, at_most=16)
     top = 2**bits - 1
 
-    def encode_leaf(leaf: jax.Array, key: jax.Array) -> Quantized:
+    def encode_leaf(leaf: jax.Array, draws: jax.Array) -> Quantized:
         values = leaf.astype(jnp.float32).ravel()
         low, high = (values.min(), values.max()) if leaf.size else (jnp.float32(0), jnp.float32(0))
         step = (high - low) / top
         level = (values - low) / jnp.where(step > 0, step, 1)
         below = jnp.floor(level)
-        rounds_up = jax.random.uniform(key, values.shape) < level - below  # exact, where level + uniform would round
+        rounds_up = draws < level - below  # exact, where level + uniform would round
         codes = jnp.clip(below + rounds_up.astype(jnp.float32), 0, top)
         return Quantized(pack(codes.astype(jnp.uint32), bits), low, step, leaf.shape, leaf.dtype)
 
@@ -77,8 +78,10 @@ def stochastic_uniform(bits: int) -> Codec:
 
     def encode(update: PyTree, key: jax.Array) -> PyTree:
         leaves, structure = jax.tree.flatten(update)
-        keys = jax.random.split(key, max(len(leaves), 1))
-        return structure.unflatten([encode_leaf(jnp.asarray(leaf), k) for leaf, k in zip(leaves, keys, strict=False)])
+        leaves = [jnp.asarray(leaf) for leaf in leaves]
+        ends = np.cumsum([leaf.size for leaf in leaves], dtype=int)
+        draws = jnp.split(jax.random.uniform(key, (sum(leaf.size for leaf in leaves),)), ends[:-1])
+        return structure.unflatten(map(encode_leaf, leaves, draws))
 
     def decode(payload: PyTree) -> PyTree:
         return jax.tree.map(decode_leaf, payload, is_leaf=lambda node: isinstance(node, Quantized))

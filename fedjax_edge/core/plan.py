@@ -10,6 +10,7 @@ from fedjax_edge.core.trees import size_in_bits
 
 CPU_CHUNK_BYTES = 2**19  # parameters of one chunk that a core's own cache holds
 CPU_MAX_WIDTH = 10
+CPU_LINEAR_ARRAYS = 2  # a kernel and a bias: a linear model, whose short steps are mostly dispatch
 COPIES_PER_CLIENT = 6  # parameters, gradient, update, optimizer state, activations: what a training client holds
 
 
@@ -51,8 +52,9 @@ def make_plan(width: int = 1, devices: int = 1) -> Plan:
 def choose_plan(params: PyTree, num_clients: int, devices: int | None = None) -> Plan:
     """Returns a plan for clients that each train `params`, from the backend, its memory and the model's size.
 
-    On a CPU every core goes through its own clients, one at a time, or a few when their parameters fit its cache
-    together. On an accelerator all clients of a device are vmapped, as far as its memory goes.
+    On a CPU every core goes through its own clients, one at a time: vmapping streams every client's weights through
+    memory at each step, and makes all of a chunk wait for its longest. Only a linear model's steps are so short that a
+    few clients together are faster. On an accelerator all clients of a device are vmapped, as far as its memory goes.
 
     Args:
       params: the model's parameters, or their shapes.
@@ -67,7 +69,8 @@ def choose_plan(params: PyTree, num_clients: int, devices: int | None = None) ->
     per_device = -(-num_clients // devices)
     model_bytes = max(size_in_bits(params) // 8, 1)
     if jax.default_backend() == "cpu":
-        width = max(1, min(CPU_CHUNK_BYTES // model_bytes, CPU_MAX_WIDTH, per_device))
+        is_linear = len(jax.tree.leaves(params)) <= CPU_LINEAR_ARRAYS
+        width = max(1, min(CPU_CHUNK_BYTES // model_bytes, CPU_MAX_WIDTH, per_device)) if is_linear else 1
         return Plan(width, devices, f"CPU, {model_bytes:,} bytes of parameters a client")
     free = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 8 * 2**30) // 2
     width = max(1, min(per_device, free // (COPIES_PER_CLIENT * model_bytes)))

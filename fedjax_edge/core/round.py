@@ -40,6 +40,10 @@ class RoundState(NamedTuple):
     round: jax.Array  # int32 []
 
 
+def _streams(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return derive(key, ClientStream.TRAINING), derive(key, ClientStream.UPLINK)
+
+
 def federated(
     client: ClientUpdate,
     server: ServerUpdate | optax.GradientTransformation,
@@ -75,17 +79,15 @@ def federated(
         )
 
     def one_client(shared: tuple, slot: tuple, active: jax.Array) -> tuple[PyTree, PyTree]:
-        message, population, state = shared
-        client_id, client_state, uplink_state = slot
-        key = client_key(state.key, state.round, client_id)
+        message, population, aggregator_state = shared
+        client_id, training_key, uplink_key, client_state, uplink_state = slot
         examples = population.examples(client_id)
         examples = examples._replace(size=jnp.where(active, examples.size, 0))
 
-        output = client.update(message, examples, client_state, derive(key, ClientStream.TRAINING))
-        received, memory, bits = uplink.apply(output.update, uplink_state, derive(key, ClientStream.UPLINK))
+        output = client.update(message, examples, client_state, training_key)
+        received, memory, bits = uplink.apply(output.update, uplink_state, uplink_key)
         counts = is_finite((received, output.weight, output.state, memory))
-        update, weight = zero_unless(counts, (received, output.weight))
-        contribution = zero_unless(counts, aggregator.contribution(update, weight, state.aggregator))
+        contribution = zero_unless(counts, aggregator.contribution(received, output.weight, aggregator_state))
 
         record = RoundRecord(
             metrics=zero_unless(counts, output.metrics),
@@ -103,8 +105,9 @@ def federated(
     ) -> tuple[RoundState, RoundRecord]:
         message = server.broadcast(state.server)
         plan = plan or choose_plan(message, len(cohort.ids))
-        shared = (message, population, state._replace(server=None, clients=None, uplink=None))
-        slots = (cohort.ids, gather(state.clients, cohort.ids), gather(state.uplink, cohort.ids))
+        shared = (message, population, state.aggregator)
+        streams = jax.vmap(lambda client: _streams(client_key(state.key, state.round, client)))(cohort.ids)
+        slots = (cohort.ids, *streams, *gather((state.clients, state.uplink), cohort.ids))
         cost = jnp.where(cohort.present, population.size(cohort.ids), 0)
 
         (total, record), (rows, counts, kept) = map_clients(one_client, shared, slots, cohort.present, plan, cost)

@@ -70,7 +70,7 @@ def from_linen(
             return module.apply({"params": params}, inputs, **evaluation)
         return module.apply({"params": params}, inputs, rngs={"dropout": key}, **training)
 
-    collections = jax.eval_shape(variables, jax.random.key(0))
+    collections = jax.eval_shape(lambda: variables(jax.random.key(0)))  # inside: a key made here would start JAX
     _check_only_params(type(module).__name__, sorted(set(collections) - {"params"}))
     _check_params(type(module).__name__, collections.get("params"))
     return Model(lambda key: variables(key)["params"], apply)

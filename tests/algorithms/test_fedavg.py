@@ -130,7 +130,6 @@ ragged_sizes = st.lists(st.integers(2, EXAMPLES - 1), min_size=3, max_size=3, un
     ("features", "classes", "local"),
     [
         (4, 3, {"batch_size": None, "steps": 3}),
-        (1, 2, {"batch_size": EXAMPLES, "epochs": 2}),
         (7, 5, {"batch_size": 4, "epochs": 2}),
         (3, 4, {"batch_size": 8, "steps": 23}),
     ],
@@ -139,7 +138,7 @@ def test_two_rounds_equal_those_in_numpy_on_ragged_clients_down_to_one_example(f
     algorithm = fedavg(softmax_loss, optax.sgd(0.1), **local)
     round_ = jitted(algorithm)
 
-    @settings(max_examples=6)
+    @settings(max_examples=5)
     @given(sizes=ragged_sizes, seed=st.integers(0, 99))
     def check(sizes, seed):
         params, data = problem(seed, features, classes, sizes)
@@ -151,15 +150,14 @@ def test_two_rounds_equal_those_in_numpy_on_ragged_clients_down_to_one_example(f
 
 
 OPTIMIZERS = {
-    "momentum on the server": (
-        (optax.sgd(0.1), lambda: sgd(0.1)),
-        (optax.sgd(0.5, momentum=0.9), lambda: sgd(0.5, 0.9)),
-    ),
-    "adam on the server, momentum on clients": (
+    "momentum on clients, adam on the server": (
         (optax.sgd(0.05, momentum=0.8), lambda: sgd(0.05, 0.8)),
         (optax.adam(0.1), lambda: adam(0.1)),
     ),
-    "adam on clients": ((optax.adam(0.01), lambda: adam(0.01)), (optax.sgd(1.0), lambda: sgd(1.0))),
+    "adam on clients, momentum on the server": (
+        (optax.adam(0.01), lambda: adam(0.01)),
+        (optax.sgd(0.5, momentum=0.9), lambda: sgd(0.5, 0.9)),
+    ),
 }
 
 

@@ -12,7 +12,7 @@ from fedjax_edge.core.keys import ClientStream, TrainingStream, client_key, deri
 from fedjax_edge.core.permutation import permutation
 from fedjax_edge.core.protocols import Cohort
 from fedjax_edge.data.dataset import from_partition
-from fedjax_edge.data.samplers import cyclic, everyone
+from fedjax_edge.data.samplers import cyclic
 
 KEY = jax.random.key(8)
 PLAN = make_plan(width=2)
@@ -116,10 +116,10 @@ def test_with_one_client_it_is_sgd():
     assert record.metrics["loss"].count == 40
 
 
-@pytest.mark.parametrize("sampler", [everyone(2), cyclic(2)])
-def test_it_finds_the_optimum_of_unlike_quadratics_where_fedavg_is_biased(sampler):
-    curvature, optimum = np.array([1.0, 8.0], np.float32), np.array([-1.0, 2.0], np.float32)
-    data = from_partition({"a": curvature, "b": optimum}, [[0], [1]])
+def test_it_finds_the_optimum_of_unlike_quadratics_where_fedavg_is_biased():
+    sampler = cyclic(3, 2)
+    curvature, optimum = np.array([1, 8, 3], np.float32), np.array([-1, 2, 5], np.float32)
+    data = from_partition({"a": curvature, "b": optimum}, [[0], [1], [2]])
     local = {"batch_size": None, "steps": 10}
 
     def loss(params, batch, key):
@@ -134,7 +134,7 @@ def test_it_finds_the_optimum_of_unlike_quadratics_where_fedavg_is_biased(sample
         return abs(float(found) - (curvature @ optimum) / curvature.sum())
 
     assert error_of(fedavg(loss, optax.sgd(0.05), **local)) > 0.3
-    assert error_of(scaffold(loss, 0.05, num_clients=2, **local)) < 1e-4
+    assert error_of(scaffold(loss, 0.05, num_clients=3, **local)) < 1e-4
 
 
 FULL_BATCH = scaffold(squared_loss, RATE, num_clients=5, batch_size=None, steps=2)

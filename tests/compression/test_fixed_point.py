@@ -22,7 +22,6 @@ ROUND_TRIPS = {bits: through(fixed_point(bits)) for bits in [*BITS, 2]}
 
 
 @pytest.mark.parametrize("bits", BITS)
-@settings(max_examples=40)
 @given(values=hnp.arrays(np.float32, SIZE, elements=st.floats(-1, 1, width=32)))
 def test_numbers_in_range_go_to_the_nearest_multiple_of_the_step(bits, values):
     steps = np.float32(2**bits - 1)

@@ -72,7 +72,6 @@ def test_the_variance_is_that_of_a_coin_between_two_neighbours(bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
-@settings(max_examples=40)
 @given(
     values=hnp.arrays(np.float32, 11, elements=st.floats(-(2.0**100), 2.0**100, width=32)),
     seed=st.integers(0, 2**32 - 1),
@@ -92,7 +91,7 @@ def test_numbers_on_the_grid_stay_whatever_the_coin(bits):
         np.testing.assert_array_equal(ROUND_TRIPS[bits](grid, jax.random.key(seed)), grid)
 
 
-@pytest.mark.parametrize("bits", [1, 3])
+@pytest.mark.parametrize("bits", [3])
 @given(number=st.floats(-(2.0**126), 2.0**126, width=32), seed=st.integers(0, 99))
 def test_constant_zero_scalar_and_empty_leaves_stay(bits, number, seed):
     update = {

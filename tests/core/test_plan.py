@@ -5,9 +5,10 @@ import pytest
 from fedjax_edge.core import Plan, choose_plan, make_plan
 
 
-def test_a_large_model_goes_one_client_at_a_time_and_a_small_one_in_chunks():
-    assert choose_plan(jnp.zeros(1_000_000), 100).width == 1
-    assert choose_plan(jnp.zeros(100), 100).width > 1
+def test_on_a_cpu_clients_go_one_at_a_time_but_those_of_a_small_linear_model():
+    assert choose_plan({"kernel": jnp.zeros((784, 10)), "bias": jnp.zeros(10)}, 100).width == 10
+    assert choose_plan({"kernel": jnp.zeros((784, 1_000)), "bias": jnp.zeros(1_000)}, 100).width == 1
+    assert choose_plan([jnp.zeros(10) for _ in range(6)], 100).width == 1
 
 
 def test_no_more_devices_than_clients():

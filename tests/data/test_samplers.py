@@ -48,10 +48,10 @@ def test_uniform_draws_distinct_clients_of_any_population(num_clients):
     assert ids.min() >= 0 and ids.max() < num_clients
 
 
-def test_uniform_over_the_whole_population_takes_everyone():
-    ids, _ = uniform(50, 50).sample(jax.random.key(0), ROUND)
-    assert sorted(ids.tolist()) == list(range(50))
-    assert ids.tolist() != list(range(50))
+def test_uniform_over_the_whole_population_takes_everyone_in_random_order():
+    ids, _ = cohorts(uniform(20, 20), draws=100)
+    assert (np.sort(ids, axis=1) == np.arange(20)).all()
+    assert len(set(map(tuple, ids.tolist()))) == 100
 
 
 def test_uniform_takes_each_client_equally_often():
@@ -70,7 +70,7 @@ def test_uniform_takes_each_ordered_cohort_equally_often():
     assert FALSE_ALARM / 2 < stats.chisquare(counts).pvalue < 1 - FALSE_ALARM / 2
 
 
-@pytest.mark.parametrize(("num_clients", "q"), [(20, 0.3), (20, 0.95), (3, 0.01), (40, 0.5)])
+@pytest.mark.parametrize(("num_clients", "q"), [(20, 0.3), (20, 0.95), (3, 0.01)])
 def test_the_size_of_a_poisson_cohort_is_binomial(num_clients, q):
     counts = np.bincount(sizes(poisson(num_clients, q), DRAWS), minlength=num_clients + 1)
     expected = DRAWS * stats.binom.pmf(np.arange(num_clients + 1), num_clients, q)
@@ -112,7 +112,7 @@ def test_the_width_of_a_poisson_cohort_is_exceeded_with_negligible_probability(n
     assert stats.binom.sf(width, num_clients, q) <= sampler.sampling.overflow_probability <= 1e-12
 
 
-@pytest.mark.parametrize("sampler", [poisson(20, 1.0), everyone(20), uniform(20, 20), cyclic(20, 20)])
+@pytest.mark.parametrize("sampler", [poisson(20, 1.0), everyone(20), cyclic(20, 20)])
 def test_a_certain_client_is_always_there(sampler):
     ids, present = cohorts(sampler, draws=100)
     assert present.all() and (np.sort(ids, axis=1) == np.arange(20)).all()
