@@ -5,6 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedjax_edge.data import partition
+from fedjax_edge.data.partition import dealing
+from fedjax_edge.data.partition.label_skew import _fill_up
 
 KEY = jax.random.key(7)
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 200))
@@ -163,7 +165,7 @@ def test_dirichlet_allocation_fills_up_to_the_minimum_at_the_expense_of_the_larg
 
 def test_filling_up_moves_random_examples_and_keeps_the_rest():
     clients = [np.arange(0), np.arange(100), np.arange(100, 104)]
-    filled = partition._fill_up(np.random.default_rng(0), clients, min_size=4)
+    filled = _fill_up(np.random.default_rng(0), clients, min_size=4)
     assert sizes_of(filled).tolist() == [4, 96, 4]
     assert set(filled[0]) <= set(clients[1])
     assert set(filled[0]) != set(range(96, 100))
@@ -171,7 +173,7 @@ def test_filling_up_moves_random_examples_and_keeps_the_rest():
 
 
 def test_filling_up_mixes_what_several_clients_spare():
-    filled = partition._fill_up(np.random.default_rng(0), [np.arange(0)] * 2 + [np.arange(50), np.arange(50, 100)], 20)
+    filled = _fill_up(np.random.default_rng(0), [np.arange(0)] * 2 + [np.arange(50), np.arange(50, 100)], 20)
     assert sizes_of(filled).tolist() == [20, 20, 30, 30]
     assert all((rows < 50).any() and (rows >= 50).any() for rows in filled[:2])
 
@@ -277,14 +279,14 @@ def test_extreme_alpha_is_no_trouble(alpha):
 @given(weights=st.lists(st.integers(0, 20), min_size=1, max_size=30).filter(any), total=st.integers(0, 1000))
 def test_apportion_is_within_one_of_proportional_and_exact_in_total(weights, total):
     weights = np.array(weights)
-    units = partition.apportion(weights, total)
+    units = dealing.apportion(weights, total)
     assert units.sum() == total
     assert abs(units - total * weights / weights.sum()).max() < 1
     assert not units[weights == 0].any()
 
 
 def test_deal_cuts_consecutive_pieces():
-    pieces = partition.deal(np.arange(5), np.array([2, 0, 3]))
+    pieces = dealing.deal(np.arange(5), np.array([2, 0, 3]))
     assert [piece.tolist() for piece in pieces] == [[0, 1], [], [2, 3, 4]]
 
 

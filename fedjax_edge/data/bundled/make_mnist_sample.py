@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fedjax_edge.data.mnist import mnist
-from fedjax_edge.data.partition import apportion
+from fedjax_edge.data.partition.dealing import apportion
 
 NUM_TRAIN, NUM_TEST = 10_000, 2_000
 
