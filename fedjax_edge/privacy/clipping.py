@@ -6,6 +6,7 @@ from jax import lax
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import PyTree, UpdateTransform
+from fedjax_edge.core.trees import is_finite, select
 
 _FAN_IN = 256
 
@@ -68,7 +69,8 @@ def clip(clip_norm: float | jax.Array) -> UpdateTransform:
     """Clipping as something a client does to its update before it is sent.
 
     It bounds what an honest client sends. It is no privacy mechanism: compression or an attack after it can lengthen
-    the update again, which is why `gaussian_mean` clips where updates are summed.
+    the update again, which is why `gaussian_mean` clips where updates are summed. An update that holds a NaN or an
+    infinity is sent as it is, so that the round can reject and count it.
 
     Args:
       clip_norm: the bound of the update's L2 norm, above 0; a number or a traced float32 [].
@@ -88,10 +90,11 @@ def clip(clip_norm: float | jax.Array) -> UpdateTransform:
       [0.3 0.4] () None
     """
     checks.positive("clip_norm", clip_norm)
-    return UpdateTransform(
-        init=lambda update: (),
-        apply=lambda update, state, key: (clip_by_norm(update, clip_norm), state, None),
-    )
+
+    def apply(update: PyTree, state: tuple, key: jax.Array) -> tuple[PyTree, tuple, None]:
+        return select(is_finite(update), clip_by_norm(update, clip_norm), update), state, None
+
+    return UpdateTransform(init=lambda update: (), apply=apply)
 
 
 def _sum_of_squares(update: PyTree) -> jax.Array:

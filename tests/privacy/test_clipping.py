@@ -147,3 +147,11 @@ def test_bad_bounds_are_refused(clip_norm):
 def test_integers_are_refused():
     with pytest.raises(TypeError, match=r"update\['steps'\] has dtype int32"):
         clip_by_norm({"steps": jnp.arange(3)}, 1.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_client_sends_what_is_not_finite_as_it_is_to_be_rejected(bad):
+    update = {"a": jnp.array([3.0, 4.0]), "b": jnp.array([bad])}
+    sent = clip(1.0).apply(update, (), jax.random.key(0))[0]
+    np.testing.assert_array_equal(sent["a"], [3, 4])
+    assert not np.isfinite(sent["b"]).any()
