@@ -1,4 +1,4 @@
-"""What the package as a whole promises: plans change nothing, and one client moves a private sum by at most the clip."""
+"""What the package as a whole promises: plans change nothing, and a client moves a private sum by at most the clip."""
 
 import chex
 import jax
