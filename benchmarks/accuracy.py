@@ -65,16 +65,15 @@ def mnist_cnn(options: Options) -> Experiment:
     return _mnist(options, fe.models.mnist_cnn(), epochs=5, learning_rate=0.1, target=0.99, rounds=40)
 
 
-def _mnist(options: Options, model: fe.models.Model, **setting: Any) -> Experiment:
+def _mnist(options: Options, model: fe.models.Model, learning_rate: float, **setting: Any) -> Experiment:
     train, test = fe.data.mnist(options.data_dir)
     indices = fe.data.partition.iid(jax.random.key(options.seed), len(train["label"]), 100)
-    learning_rate = setting.pop("learning_rate") if options.learning_rate is None else options.learning_rate
     return Experiment(
         population=fe.data.from_partition(train, indices),
         test=test,
         model=model,
         loss_fn=fe.models.classification(model),
-        client_optimizer=optax.sgd(learning_rate),
+        client_optimizer=optax.sgd(options.learning_rate or learning_rate),
         server_optimizer=optax.sgd(1.0),
         stops_at_target=True,
         **setting,
@@ -84,14 +83,13 @@ def _mnist(options: Options, model: fe.models.Model, **setting: Any) -> Experime
 def shakespeare(options: Options) -> Experiment:
     train, test = fe.data.shakespeare(window=80)
     model = fe.models.char_gru()
-    learning_rate = 2.0 if options.learning_rate is None else options.learning_rate
     return Experiment(
         population=train,
         test=test.columns,
         model=model,
         loss_fn=fe.models.next_character(model),
         epochs=1,
-        client_optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(learning_rate)),
+        client_optimizer=optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(options.learning_rate or 2.0)),
         server_optimizer=optax.sgd(1.0, momentum=0.5),
         target=0.43,
         rounds=150,

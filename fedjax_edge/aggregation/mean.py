@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_edge.core.protocols import Aggregator, PyTree
+from fedjax_edge.core.trees import at_least_float32
 
 
 def weighted_mean() -> Aggregator:
     """Returns the mean weighted by what clients report, the number of their examples by convention.
 
-    Nobody's mean is zero: a round in which no client counts, or all weigh nothing, changes nothing.
+    Nobody's mean is zero: a round in which no client counts, or all weigh nothing, changes nothing. The sum and the
+    mean of leaves narrower than float32 are float32.
 
     Source: McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1, the server's step.
 
@@ -21,7 +23,8 @@ def weighted_mean() -> Aggregator:
     """
 
     def contribution(update: PyTree, weight: jax.Array, state: tuple) -> tuple[PyTree, jax.Array]:
-        return jax.tree.map(lambda leaf: leaf * jnp.asarray(weight).astype(leaf.dtype), update), weight
+        wide = at_least_float32(update)
+        return jax.tree.map(lambda leaf: leaf * jnp.asarray(weight).astype(leaf.dtype), wide), weight
 
     def finish(total: tuple[PyTree, jax.Array], state: tuple, key: jax.Array) -> tuple[PyTree, tuple]:
         update, weight = total

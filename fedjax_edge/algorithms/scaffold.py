@@ -16,6 +16,7 @@ from fedjax_edge.core.protocols import (
     Examples,
     FederatedAlgorithm,
     LossFn,
+    Population,
     PyTree,
     ServerUpdate,
     UpdateTransform,
@@ -56,7 +57,7 @@ def scaffold(
       uplink: what happens to each update on its way.
 
     Raises:
-      ValueError: for rates that are not positive, or fewer than one client.
+      ValueError: for rates that are not positive, or fewer than one client; by `init` for another population.
 
     Source: Karimireddy et al., "SCAFFOLD", ICML 2020 (arXiv:1910.06378), Algorithm 1, Option II; lines in comments.
     """
@@ -85,7 +86,7 @@ def scaffold(
         params = optax.tree.add_scale(server.params, server_learning_rate, aggregate.params)
         return Model(params, optax.tree.add(server.control, aggregate.control))
 
-    return federated(
+    algorithm = federated(
         client=ClientUpdate(init=optax.tree.zeros_like, update=client_update),
         server=ServerUpdate(
             init=lambda params: Model(params, optax.tree.zeros_like(params)),
@@ -96,6 +97,13 @@ def scaffold(
         aggregator=_cohort_and_population_mean(num_clients),
         uplink=uplink,
     )
+
+    def init(params: PyTree, key: jax.Array, population: Population) -> PyTree:
+        if population.num_clients != num_clients:
+            raise ValueError(f"num_clients is {num_clients}, but the population has {population.num_clients} clients")
+        return algorithm.init(params, key, population)
+
+    return algorithm._replace(init=init)
 
 
 def _cohort_and_population_mean(num_clients: int) -> Aggregator:

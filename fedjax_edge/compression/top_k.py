@@ -25,9 +25,9 @@ class Sparse:
 def top_k(fraction: float) -> Codec:
     """Returns the codec that keeps the largest magnitudes of the whole update and drops the rest.
 
-    Of `n` numbers it keeps `k = max(1, round(fraction * n))`, at `32 + ceil(log2(n))` bits each. Biased; wrap it in
-    `error_feedback` so that what is dropped is sent later. With fewer than `k` nonzero numbers, zeros fill up. A NaN
-    counts as the largest, and so reaches the server, to be rejected.
+    Of `n` numbers it keeps `k = max(1, round(fraction * n))`, at `32 + ceil(log2(n))` bits each (33 for a single
+    number). Biased; wrap it in `error_feedback` so that what is dropped is sent later. With fewer than `k` nonzero
+    numbers, zeros fill up. A NaN counts as the largest, and so reaches the server, to be rejected.
 
     Args:
       fraction: of the numbers to keep, in (0, 1].

@@ -38,6 +38,16 @@ def _bits_per_element(dtype: jnp.dtype) -> int:
     return 8 if dtype == jnp.bool_ else info(dtype).bits
 
 
+def at_least_float32(tree: PyTree) -> PyTree:
+    """Returns `tree` with leaves narrower than float32 widened to it: sums over many clients need the room."""
+
+    def widen(leaf: jax.Array) -> jax.Array:
+        leaf = jnp.asarray(leaf)
+        return leaf if jnp.finfo(leaf.dtype).bits >= 32 else leaf.astype(jnp.float32)
+
+    return jax.tree.map(widen, tree)
+
+
 def gather(states: PyTree, ids: jax.Array) -> PyTree:
     """Returns rows `ids` of every leaf, [clients, ...] -> [cohort, ...]."""
     return jax.tree.map(lambda leaf: leaf[ids], states)

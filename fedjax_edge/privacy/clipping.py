@@ -6,7 +6,7 @@ from jax import lax
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import PyTree, UpdateTransform
-from fedjax_edge.core.trees import is_finite, select
+from fedjax_edge.core.trees import at_least_float32, is_finite, select
 
 _FAN_IN = 256
 
@@ -58,7 +58,7 @@ def clip_by_norm(update: PyTree, clip_norm: float | jax.Array) -> PyTree:
 
     def clipped(leaf):
         leaf = jnp.asarray(leaf)
-        wide = _at_least_float32(leaf)
+        wide = at_least_float32(leaf)
         wide = jnp.where(jnp.isfinite(norm), wide * scale.astype(wide.dtype), 0)
         return _round_toward_zero(wide, leaf.dtype)
 
@@ -112,10 +112,6 @@ def _group_sums(values: jax.Array) -> jax.Array:
     groups = -(-values.size // _FAN_IN)
     padded = jnp.pad(values, (0, groups * _FAN_IN - values.size))
     return lax.optimization_barrier(jnp.sum(padded.reshape(groups, _FAN_IN), axis=1))
-
-
-def _at_least_float32(leaf: jax.Array) -> jax.Array:
-    return leaf if jnp.finfo(leaf.dtype).bits >= 32 else leaf.astype(jnp.float32)
 
 
 def _round_toward_zero(value: jax.Array, dtype: jnp.dtype) -> jax.Array:

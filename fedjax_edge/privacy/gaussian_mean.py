@@ -8,6 +8,7 @@ import optax
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import Aggregator
+from fedjax_edge.core.trees import at_least_float32
 from fedjax_edge.privacy.accounting import gaussian_accountant
 from fedjax_edge.privacy.clipping import clip_by_norm
 
@@ -71,7 +72,7 @@ def gaussian_mean(
         checks.positive("max_weight", max_weight)
 
     def contribution(update, weight, state):
-        clipped = clip_by_norm(jax.tree.map(_summable, update), clip_norm)
+        clipped = clip_by_norm(at_least_float32(update), clip_norm)
         if max_weight is None:
             return clipped
         weight = jnp.asarray(weight, jnp.float32)
@@ -96,12 +97,6 @@ def gaussian_mean(
         finish=finish,
         accountant=gaussian_accountant(noise_multiplier),
     )
-
-
-def _summable(leaf: jax.Array) -> jax.Array:
-    leaf = jnp.asarray(leaf)
-    is_narrow = jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32
-    return leaf.astype(jnp.float32) if is_narrow else leaf
 
 
 def _check_denominator(denominator: Any) -> None:

@@ -201,3 +201,10 @@ def test_impossible_arguments_are_refused(arguments, message):
         scaffold(
             **{"loss_fn": squared_loss, "learning_rate": 0.1, "num_clients": 5, "batch_size": 4, "steps": 2} | arguments
         )
+
+
+def test_another_population_is_refused():
+    population = from_partition({"x": np.ones((3, 1), np.float32)}, [np.array([0]), np.array([1, 2])])
+    algorithm = scaffold(squared_loss, RATE, num_clients=3, batch_size=None, steps=1)
+    with pytest.raises(ValueError, match="num_clients is 3, but the population has 2 clients"):
+        algorithm.init({"w": jnp.zeros(1), "b": jnp.zeros(())}, KEY, population)

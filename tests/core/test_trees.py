@@ -46,6 +46,11 @@ def test_scatter_writes_only_where_told_and_gather_reads_it_back():
     np.testing.assert_array_equal(trees.gather(written, jnp.array([1, 3]))["x"][:, 0], [2, 1])
 
 
+def test_narrow_leaves_are_widened_and_others_left_alone():
+    wide = trees.at_least_float32({"h": jnp.ones(2, jnp.bfloat16), "w": jnp.ones(2)})
+    assert wide["h"].dtype == wide["w"].dtype == jnp.float32
+
+
 def test_replicate_adds_an_axis():
     chex.assert_tree_shape_prefix(trees.replicate(TREE, 4), (4,))
     assert trees.replicate((), 4) == ()
