@@ -68,9 +68,9 @@ def _replace(path: Path, write) -> None:
 def summary(result: RunResult, parts: Parts, seconds: float) -> str:
     """Returns what a run ends by saying: accuracy, privacy, traffic and time."""
     history = result.history
-    lines = [f"test accuracy {history.last('test_accuracy'):.2%}, loss {history.last('test_loss'):.4f}"]
-    if result.interrupted:
-        lines.insert(0, f"interrupted after {history.rounds} rounds; what was done is kept")
+    lines = [f"interrupted after {history.rounds} rounds; what was done is kept"] if result.interrupted else []
+    accuracy, loss = history.last("test_accuracy"), history.last("test_loss")
+    lines.append("not evaluated yet" if np.isnan(accuracy) else f"test accuracy {accuracy:.2%}, loss {loss:.4f}")
     lines.append(_privacy(result, parts))
     if np.isnan(history["bits_up"]).any():
         lines.append("traffic and training metrics are withheld: epsilon does not cover them")

@@ -40,10 +40,6 @@ class RoundState(NamedTuple):
     round: jax.Array  # int32 []
 
 
-def _streams(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return derive(key, ClientStream.TRAINING), derive(key, ClientStream.UPLINK)
-
-
 def federated(
     client: ClientUpdate,
     server: ServerUpdate | optax.GradientTransformation,
@@ -52,8 +48,8 @@ def federated(
 ) -> FederatedAlgorithm:
     """Assembles an algorithm from its four parts.
 
-    A client whose update, as received, or whose own new state holds a NaN or an infinity is rejected: it adds nothing
-    to any sum, weights and metrics included, its states stay as they were, and the record counts it.
+    A client whose update as received, contribution or own new state holds a NaN or an infinity is rejected: it adds
+    nothing to any sum, weights and metrics included, its states stay as they were, and the record counts it.
 
     Args:
       client: what each device does.
@@ -86,8 +82,8 @@ def federated(
 
         output = client.update(message, examples, client_state, training_key)
         received, memory, bits = uplink.apply(output.update, uplink_state, uplink_key)
-        counts = is_finite((received, output.weight, output.state, memory))
-        contribution = zero_unless(counts, aggregator.contribution(received, output.weight, aggregator_state))
+        contribution = aggregator.contribution(received, output.weight, aggregator_state)
+        counts = is_finite((received, output.weight, contribution, output.state, memory))
 
         record = RoundRecord(
             metrics=zero_unless(counts, output.metrics),
@@ -97,6 +93,7 @@ def federated(
             rejected=1 - counts.astype(jnp.int32),
         )
         kept = select(counts, (output.state, memory), (client_state, uplink_state))
+        contribution = zero_unless(counts, contribution)
         summed, stacked = (None, contribution) if aggregator.stacked else (contribution, None)
         return (summed, record), (stacked, counts, kept)
 
@@ -106,7 +103,8 @@ def federated(
         message = server.broadcast(state.server)
         plan = plan or choose_plan(message, len(cohort.ids))
         shared = (message, population, state.aggregator)
-        streams = jax.vmap(lambda client: _streams(client_key(state.key, state.round, client)))(cohort.ids)
+        keys = jax.vmap(client_key, (None, None, 0))(state.key, state.round, cohort.ids)
+        streams = (jax.vmap(derive, (0, None))(keys, stream) for stream in (ClientStream.TRAINING, ClientStream.UPLINK))
         slots = (cohort.ids, *streams, *gather((state.clients, state.uplink), cohort.ids))
         cost = jnp.where(cohort.present, population.size(cohort.ids), 0)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 import subprocess
 import sys
 
@@ -78,6 +79,22 @@ def test_a_run_can_release_only_what_is_accounted(tmp_path):
     row = rows(tmp_path / "run")[-1]
     assert row["train_loss"] == row["clients"] == row["rejected"] == row["bits_up"] == ""
     assert float(row["test_accuracy"]) >= 0
+
+
+def test_ctrl_c_keeps_what_was_done(tmp_path):
+    command = [sys.executable, "-m", "fedjax_edge", "run", *SHORT, "--rounds", "1000000", "--eval-every", "1000000"]
+    with subprocess.Popen(
+        [*command, "--out", tmp_path / "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for shown in process.stderr:
+            if "train=" in shown:
+                break
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert "interrupted after" in printed
+    assert "not evaluated yet" in printed
+    assert f"interrupted after {len(rows(tmp_path / 'run'))} rounds" in printed
 
 
 def test_without_privacy_it_says_so_and_the_default_folder_is_new(tmp_path):

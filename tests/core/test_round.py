@@ -100,6 +100,13 @@ def test_a_client_that_is_not_finite_is_rejected_and_counted(population, bad, st
     assert record.bits_up.value() == 3 * 64
 
 
+def test_a_contribution_that_overflows_is_rejected(population):
+    client = sends(lambda client, key: jnp.where(client == 3, jnp.float32(3e38), 1.0))  # times its weight of 7
+    state, record = one_round(federated(client, optax.sgd(1.0), summing()), population, cohort_of(3, 0))
+    np.testing.assert_allclose(state.server[0], [1, 1])
+    assert record.rejected == 1
+
+
 def test_states_last_and_stay_with_their_clients(population):
     algorithm = federated(sends(client_number, jnp.int32(0)), optax.sgd(1.0), summing(), counting())
     state, _ = one_round(algorithm, population, cohort_of(3, 0, absent=[1, 2]))
