@@ -3,6 +3,7 @@ import math
 import os
 import signal
 import threading
+import time
 
 import chex
 import jax
@@ -166,10 +167,18 @@ def test_only_what_is_accounted_is_released():
 
 
 def test_ctrl_c_keeps_what_was_done():
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupt_once_it_runs():
+        while signal.getsignal(signal.SIGINT) is before:
+            time.sleep(0.01)
+        time.sleep(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt_once_it_runs)
+    thread.start()
     result = run(PRIVATE, rounds=10_000_000, delta=1e-2, eval_every=1_000_000, sampler=fe.data.everyone(10))
-    timer.join()
+    thread.join()
     done = result.history.rounds
     assert result.interrupted
     assert 0 < done < 10_000_000
