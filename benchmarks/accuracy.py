@@ -62,7 +62,7 @@ def mnist_2nn(options: Options) -> Experiment:
 
 
 def mnist_cnn(options: Options) -> Experiment:
-    return _mnist(options, fe.models.mnist_cnn(), epochs=5, learning_rate=0.1, target=0.99, rounds=40)
+    return _mnist(options, fe.models.mnist_cnn(), epochs=5, learning_rate=0.2, target=0.99, rounds=40)
 
 
 def _mnist(options: Options, model: fe.models.Model, learning_rate: float, **setting: Any) -> Experiment:

@@ -10,8 +10,8 @@ from fedjax_edge.core.trees import at_least_float32
 def weighted_mean() -> Aggregator:
     """Returns the mean weighted by what clients report, the number of their examples by convention.
 
-    Nobody's mean is zero: a round in which no client counts, or all weigh nothing, changes nothing. The sum and the
-    mean of leaves narrower than float32 are float32.
+    A negative weight counts as none. Nobody's mean is zero: so is the aggregate of a round in which no client counts,
+    or all weigh nothing. The sum and the mean of leaves narrower than float32 are float32.
 
     Source: McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1, the server's step.
 
@@ -23,7 +23,7 @@ def weighted_mean() -> Aggregator:
     """
 
     def contribution(update: PyTree, weight: jax.Array, state: tuple) -> tuple[PyTree, jax.Array]:
-        wide = at_least_float32(update)
+        wide, weight = at_least_float32(update), jnp.maximum(weight, 0)
         return jax.tree.map(lambda leaf: leaf * jnp.asarray(weight).astype(leaf.dtype), wide), weight
 
     def finish(total: tuple[PyTree, jax.Array], state: tuple, key: jax.Array) -> tuple[PyTree, tuple]:

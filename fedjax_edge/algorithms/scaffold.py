@@ -25,7 +25,7 @@ from fedjax_edge.core.round import federated
 from fedjax_edge.core.transforms import IDENTITY
 
 
-class Model(NamedTuple):
+class ParamsAndControl(NamedTuple):
     """The two things that travel: broadcast as they are, sent back as their changes."""
 
     params: PyTree
@@ -66,7 +66,7 @@ def scaffold(
     checks.integer("num_clients", num_clients)
     train = local_training(loss_fn, optax.sgd(learning_rate), batch_size=batch_size, epochs=epochs, steps=steps)
 
-    def client_update(server: Model, examples: Examples, control: PyTree, key: jax.Array) -> ClientOutput:
+    def client_update(server: ParamsAndControl, examples: Examples, control: PyTree, key: jax.Array) -> ClientOutput:
         def corrected(gradient: PyTree, params: PyTree) -> PyTree:  # line 10
             return jax.tree.map(lambda g, c_i, c: g - c_i + c, gradient, control, server.control)
 
@@ -79,17 +79,17 @@ def scaffold(
             server.control,
             change,
         )
-        update = Model(change, optax.tree.sub(new_control, control))  # line 13
+        update = ParamsAndControl(change, optax.tree.sub(new_control, control))  # line 13
         return ClientOutput(update, examples.size.astype(jnp.float32), new_control, trained.metrics)
 
-    def server_update(server: Model, aggregate: Model) -> Model:  # line 17
+    def server_update(server: ParamsAndControl, aggregate: ParamsAndControl) -> ParamsAndControl:  # line 17
         params = optax.tree.add_scale(server.params, server_learning_rate, aggregate.params)
-        return Model(params, optax.tree.add(server.control, aggregate.control))
+        return ParamsAndControl(params, optax.tree.add(server.control, aggregate.control))
 
     algorithm = federated(
         client=ClientUpdate(init=optax.tree.zeros_like, update=client_update),
         server=ServerUpdate(
-            init=lambda params: Model(params, optax.tree.zeros_like(params)),
+            init=lambda params: ParamsAndControl(params, optax.tree.zeros_like(params)),
             broadcast=lambda server: server,
             update=server_update,
             params=lambda server: server.params,
@@ -109,12 +109,14 @@ def scaffold(
 def _cohort_and_population_mean(num_clients: int) -> Aggregator:
     """Line 16: the parameters' change averaged over the cohort, the controls' over the population."""
 
-    def contribution(update: Model, weight: jax.Array, state: tuple) -> tuple[Model, jax.Array]:
+    def contribution(update: ParamsAndControl, weight: jax.Array, state: tuple) -> tuple[ParamsAndControl, jax.Array]:
         return update, jnp.float32(1)
 
-    def finish(total: tuple[Model, jax.Array], state: tuple, key: jax.Array) -> tuple[Model, tuple]:
+    def finish(
+        total: tuple[ParamsAndControl, jax.Array], state: tuple, key: jax.Array
+    ) -> tuple[ParamsAndControl, tuple]:
         change, count = total
         params = jax.tree.map(lambda leaf: leaf / jnp.maximum(count, 1).astype(leaf.dtype), change.params)
-        return Model(params, optax.tree.scale(1 / num_clients, change.control)), state
+        return ParamsAndControl(params, optax.tree.scale(1 / num_clients, change.control)), state
 
     return Aggregator(init=lambda update: (), contribution=contribution, finish=finish)

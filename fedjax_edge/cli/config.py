@@ -6,13 +6,12 @@ from typing import Any, Literal
 
 from fedjax_edge.core import checks
 
-IMAGE_MODELS = ("small-cnn", "cnn", "2nn", "logistic")
-LABEL_PARTITIONS = ("dirichlet", "shards", "classes")
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Train one model on many simulated edge devices.
+
+    `--config FILE` repeats a run from its config.json; further options change it.
 
     Without options: 300 devices of 33 or 34 images each with a label mix of its own, half of them drawn at random each
     round, 8-bit uplinks, and differential privacy for whole devices.
@@ -71,7 +70,8 @@ class RunConfig:
     """Show and write only what epsilon covers: nothing about the devices but the model and its test results."""
 
     seed: int = 0
-    """The run's seed; the same options and seed give the same result to the bit."""
+    """The run's seed; the same options and seed give the same result to the bit. Epsilon holds against those who do not
+    know it: config.json holds it too."""
     devices: int | None = None
     """XLA devices to use. Default: all; on a CPU, one per core."""
     eval_every: int = 1
@@ -90,23 +90,43 @@ class RunConfig:
             self,
             partition=self.partition or ("natural" if text else "dirichlet"),
             model=self.model or ("gru" if text else "small-cnn"),
-            server_learning_rate=self.server_learning_rate or (0.8 / self.clip_norm if self.clip_norm else 1.0),
+            clients=300 if self.clients is None and not text else self.clients,
         )
-        natural = config.partition == "natural"
-        if natural != text:
-            raise ValueError(f"partition={config.partition} does not go with dataset={config.dataset}")
-        if (config.model == "gru") != text:
-            raise ValueError(f"model={config.model} does not go with dataset={config.dataset}")
-        if natural and config.clients is not None:
-            raise ValueError(f"clients={config.clients}: with the natural partition the data say how many there are")
-        if config.noise_multiplier is not None and config.clip_norm is None:
-            raise ValueError("noise without clipping is not privacy: give clip-norm, or noise-multiplier None")
-        if config.target_epsilon is not None and config.clip_norm is None:
-            raise ValueError("target-epsilon needs clip-norm: noise without clipping is not privacy")
-        if config.clip_norm is not None:
-            checks.positive("clip_norm", config.clip_norm)
-        checks.integer("seed", config.seed, at_least=0, at_most=2**32 - 1)
-        return config if natural else replace(config, clients=300 if config.clients is None else config.clients)
+        config._check_numbers()
+        config._check_combinations()
+        if config.server_learning_rate is not None:
+            return config
+        return replace(config, server_learning_rate=1.0 if config.clip_norm is None else 0.8 / config.clip_norm)
+
+    def _check_numbers(self) -> None:
+        for name in ("client_learning_rate", "client_gradient_clip", "server_learning_rate", "clip_norm"):
+            if getattr(self, name) is not None:
+                checks.positive(name, getattr(self, name))
+        for name in ("client_momentum", "server_momentum"):
+            checks.non_negative(name, getattr(self, name))
+        checks.integer("seed", self.seed, at_least=0, at_most=2**32 - 1)
+
+    def _check_combinations(self) -> None:
+        text, private = self.dataset == "shakespeare", (self.noise_multiplier, self.target_epsilon) != (None, None)
+        refusals = {
+            f"partition={self.partition} does not go with dataset={self.dataset}": (self.partition == "natural")
+            != text,
+            f"model={self.model} does not go with dataset={self.dataset}": (self.model == "gru") != text,
+            f"clients={self.clients}: with the natural partition the data say how many there are": text
+            and self.clients,
+            f"skew={self.skew} means nothing for partition={self.partition}": self.skew is not None
+            and self.partition in ("iid", "natural"),
+            f"cohort={self.cohort} means nothing for sampling=all": self.cohort is not None and self.sampling == "all",
+            f"client_momentum is SGD's, not {self.client_optimizer}'s": self.client_momentum
+            and self.client_optimizer != "sgd",
+            f"server_momentum is SGD's, not {self.server_optimizer}'s": self.server_momentum
+            and self.server_optimizer != "sgd",
+            "noise without clipping is not privacy: give clip_norm, or noise_multiplier None": private
+            and self.clip_norm is None,
+        }
+        for message, is_refused in refusals.items():
+            if is_refused:
+                raise ValueError(message)
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> "RunConfig":

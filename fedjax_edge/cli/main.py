@@ -50,8 +50,8 @@ def run(config: RunConfig) -> None:
     """Runs what the options say, shows its progress, and leaves its results in a new folder."""
     resolved = config.resolved()
     use_cpu_cores(resolved.devices)
-    folder = new_folder(resolved.out)
     parts = build(resolved)
+    folder = new_folder(resolved.out)
     plan = choose_plan(parts.params, parts.sampler.width, resolved.devices)
     print(f"{plan.explain(parts.sampler.width)}; results go to {folder}", flush=True)
 

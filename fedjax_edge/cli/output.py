@@ -1,5 +1,6 @@
 """What a run leaves behind: a folder that can repeat it, and a few lines on the screen."""
 
+import itertools
 import json
 import os
 import time
@@ -11,6 +12,7 @@ import numpy as np
 from fedjax_edge.cli.build import Parts
 from fedjax_edge.cli.config import RunConfig
 from fedjax_edge.core.plan import Plan
+from fedjax_edge.core.protocols import PrivacyClaim
 from fedjax_edge.core.trees import size_in_bits
 from fedjax_edge.simulation import RunResult
 
@@ -23,11 +25,23 @@ def new_folder(path: Path | None) -> Path:
     Raises:
       ValueError: if there is something in it already.
     """
-    path = Path("runs", time.strftime("%Y-%m-%d_%H%M%S")) if path is None else path
+    if path is None:
+        return _numbered(Path("runs", time.strftime("%Y-%m-%d_%H%M%S")))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"out={path} is not empty; choose a new folder, so that nothing is lost")
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _numbered(path: Path) -> Path:
+    """Makes a folder that nobody has: `path`, or `path` and a number."""
+    for number in itertools.count(1):
+        candidate = path if number == 1 else path.with_name(f"{path.name}_{number}")
+        try:
+            candidate.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return candidate
 
 
 def read_config(path: str | os.PathLike) -> RunConfig:
@@ -71,21 +85,19 @@ def summary(result: RunResult, parts: Parts, seconds: float) -> str:
     lines = [f"interrupted after {history.rounds} rounds; what was done is kept"] if result.interrupted else []
     accuracy, loss = history.last("test_accuracy"), history.last("test_loss")
     lines.append("not evaluated yet" if np.isnan(accuracy) else f"test accuracy {accuracy:.2%}, loss {loss:.4f}")
-    lines.append(_privacy(result, parts))
+    lines.append(_privacy(result.claim))
     if np.isnan(history["bits_up"]).any():
-        lines.append("traffic and training metrics are withheld: epsilon does not cover them")
-    else:
-        sent = history["bits_up"].sum() / 8e6
-        whole = history["clients"].sum() * size_in_bits(parts.params) / 8e6
-        lines.append(f"sent up {sent:.1f} MB, {sent / whole:.0%} of the {whole:.1f} MB of uncompressed updates")
+        return "\n".join([*lines, "traffic, time and training metrics are withheld: epsilon does not cover them"])
+    sent = history["bits_up"].sum() / 8e6
+    whole = history["clients"].sum() * size_in_bits(parts.params) / 8e6
+    lines.append(f"sent up {sent:.1f} MB, {sent / whole:.0%} of the {whole:.1f} MB of uncompressed updates")
     return "\n".join([*lines, f"{history.rounds} rounds in {seconds:.1f} s"])
 
 
-def _privacy(result: RunResult, parts: Parts) -> str:
-    claim = result.claim
+def _privacy(claim: PrivacyClaim | None) -> str:
     if claim is None:
         return "no differential privacy: epsilon is infinite"
     return (
         f"epsilon {claim.epsilon:.2f} at delta {claim.delta:g} ({claim.relation}; {claim.sampling}; "
-        f"{claim.accountant}; noise multiplier {parts.noise_multiplier:.4g})"
+        f"{claim.accountant}; noise multiplier {claim.noise_multiplier:.4g})"
     )

@@ -54,7 +54,10 @@ def local_training(
 
     Raises:
       ValueError: for a number below one, or unless exactly one of `epochs` and `steps` is given.
+      TypeError: for an optimizer that is not one of optax.
     """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(f"optimizer must be an optax optimizer, such as optax.sgd(0.1), got {optimizer!r}")
     if (epochs is None) == (steps is None):
         raise ValueError(f"give exactly one of epochs and steps, got epochs={epochs!r} and steps={steps!r}")
     for name, value in {"batch_size": batch_size, "epochs": epochs, "steps": steps}.items():
@@ -139,5 +142,5 @@ def full_batch_gradient(
 def zero_metrics(loss_fn: LossFn, params: PyTree, columns: PyTree, key: jax.Array) -> dict[str, Mean]:
     """Returns the metrics of no examples, checking on the way what `loss_fn` returns."""
     two = jnp.zeros(2, jnp.int32)
-    losses = jax.eval_shape(lambda: example_losses(loss_fn, params, take_rows(columns, two), key)[1])
-    return {name: Mean(jnp.float32(0), jnp.float32(0)) for name in losses}
+    metrics = jax.eval_shape(lambda: example_losses(loss_fn, params, take_rows(columns, two), key)[1])
+    return {name: Mean(jnp.float32(0), jnp.float32(0)) for name in metrics}

@@ -10,6 +10,8 @@ from fedjax_edge.core.protocols import ClientOutput, ClientUpdate, Examples, PyT
 def with_weights(client: ClientUpdate, weights: np.ndarray | jax.Array) -> ClientUpdate:
     """Returns `client` with given weights, float [clients of the population], for `aggregation.weighted_mean`.
 
+    A client beyond the last weight weighs NaN, so that the round rejects and counts it.
+
     Raises:
       ValueError: for weights that are not one finite number of at least zero per client.
     """
@@ -19,6 +21,8 @@ def with_weights(client: ClientUpdate, weights: np.ndarray | jax.Array) -> Clien
     table = jnp.asarray(host, jnp.float32)
 
     def update(broadcast: PyTree, examples: Examples, state: PyTree, key: jax.Array) -> ClientOutput:
-        return client.update(broadcast, examples, state, key)._replace(weight=table[examples.client])
+        return client.update(broadcast, examples, state, key)._replace(
+            weight=table.at[examples.client].get(mode="fill", fill_value=jnp.nan)
+        )
 
     return ClientUpdate(client.init, update)

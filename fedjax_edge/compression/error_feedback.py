@@ -13,9 +13,15 @@ def error_feedback(codec: Codec) -> UpdateTransform:
     At any time the sum of all that was sent plus the memory equals the sum of all updates. A client's memory lasts
     from one of its rounds to the next, however long that takes.
 
+    Raises:
+      TypeError: for anything but a `Codec`.
+
     Source: Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019 (arXiv:1901.09847), Algorithm 2; Stich et
     al., "Sparsified SGD with Memory", NeurIPS 2018 (arXiv:1809.07599), Algorithm 1.
     """
+
+    if not isinstance(codec, Codec):
+        raise TypeError(f"error_feedback wraps a Codec, got {codec!r}")
 
     def apply(update: PyTree, memory: PyTree, key: jax.Array) -> tuple[PyTree, PyTree, int]:
         corrected = optax.tree.add(update, memory)

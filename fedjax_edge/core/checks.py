@@ -50,6 +50,20 @@ def integer(name: str, value: Any, at_least: int = 1, at_most: int | None = None
         raise ValueError(f"{name} must be {valid}, got {value!r}")
 
 
+def columns(name: str, tree: PyTree) -> int:
+    """Returns the common length of all columns, leaves [examples, ...]; raises ValueError for others, or for none."""
+    lengths = {
+        jax.tree_util.keystr(path): (np.shape(leaf) or (None,))[0]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    if len(set(lengths.values())) != 1 or None in lengths.values():
+        raise ValueError(f"{name}: all columns must be arrays [examples, ...] of one length, got {lengths}")
+    length = next(iter(lengths.values()))
+    if length == 0:
+        raise ValueError(f"{name}: no examples; leave such clients out")
+    return length
+
+
 def float_tree(name: str, tree: PyTree) -> None:
     """Raises TypeError unless every leaf of `tree` is an array of floats, naming the leaf that is not."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -6,25 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_LOW_BITS = 16
+_DIGIT_BITS = 11
 
 
 class Count(NamedTuple):
-    """A count as `high * 2**16 + low`; Counts add elementwise, exactly, for up to 32,767 terms below 2^31."""
+    """A count in three digits of base 2^11; Counts add elementwise, exactly, for up to a million terms below 2^31."""
 
     high: jax.Array  # int32 [...]
+    middle: jax.Array  # int32 [...]
     low: jax.Array  # int32 [...]
 
     @classmethod
     def of(cls, value: Any) -> "Count":
-        """Splits a Python integer below 2^46, or an int32 array.
+        """Splits a Python integer below 2^53, or an int32 array.
 
         >>> Count.of(5_000_000_000).value()
         np.int64(5000000000)
         """
-        high, low = value >> _LOW_BITS, value & ((1 << _LOW_BITS) - 1)
-        return cls(jnp.asarray(high, jnp.int32), jnp.asarray(low, jnp.int32))
+        digit = (1 << _DIGIT_BITS) - 1
+        digits = (value >> (2 * _DIGIT_BITS), (value >> _DIGIT_BITS) & digit, value & digit)
+        return cls(*(jnp.asarray(part, jnp.int32) for part in digits))
 
     def value(self) -> np.ndarray:
         """Returns the count on the host, int64 [...]."""
-        return (np.asarray(self.high, np.int64) << _LOW_BITS) + np.asarray(self.low, np.int64)
+        high, middle, low = (np.asarray(part, np.int64) for part in self)
+        return (high << (2 * _DIGIT_BITS)) + (middle << _DIGIT_BITS) + low

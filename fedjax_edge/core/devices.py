@@ -4,6 +4,8 @@ import os
 
 import jax
 
+from fedjax_edge.core import checks
+
 
 def use_cpu_cores(count: int | None = None) -> int:
     """Gives JAX one CPU device per core, so that clients train on all cores at once; call it before JAX starts.
@@ -19,10 +21,12 @@ def use_cpu_cores(count: int | None = None) -> int:
       The number of CPU devices.
 
     Raises:
+      ValueError: for fewer than one device.
       RuntimeError: if JAX has already started with another number of devices.
     """
     if count is None:
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    checks.integer("count", count)
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:

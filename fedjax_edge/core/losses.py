@@ -7,7 +7,7 @@ from fedjax_edge.core.protocols import LossFn, Mean, PyTree
 
 
 def example_losses(
-    loss_fn: LossFn, params: PyTree, batch: PyTree, key: jax.Array
+    loss_fn: LossFn, params: PyTree, batch: PyTree, key: jax.Array | None
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Calls `loss_fn` and returns its losses, [batch], and its metrics, each [batch], "loss" among them.
 

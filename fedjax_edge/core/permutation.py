@@ -15,7 +15,8 @@ def permutation(
     """Returns a random permutation of [0, size) as a function of the index; its cost does not depend on `size`.
 
     The swap-or-not shuffle: each round pairs `x` with `pivot - x` and swaps the pair if a coin, tossed for the larger
-    of the two, says so. More rounds are closer to uniform: batches take 24, cohorts 32.
+    of the two, says so. More rounds are closer to uniform: batches take 24, cohorts 32. With fair coins the order at
+    the worst size below 8, which is 4, is within 8.4e-6 and 2.0e-7 of uniform in total variation (by enumeration).
 
     Args:
       key: consumed.

@@ -19,8 +19,9 @@ from fedjax_edge.core.counts import Count
 
 PyTree = Any
 
-LossFn = Callable[[PyTree, PyTree, jax.Array], Any]
-"""`loss_fn(params, batch, key) -> losses [batch]`, or `(losses, {name: [batch]})`: one number per example."""
+LossFn = Callable[[PyTree, PyTree, jax.Array | None], Any]
+"""`loss_fn(params, batch, key) -> losses [batch]`, or `(losses, {name: [batch]})`: one number per example. The key is
+`None` in evaluation, where nothing is random."""
 
 
 class Examples(NamedTuple):
@@ -170,6 +171,8 @@ class PrivacyClaim(NamedTuple):
     relation: str  # "add-or-remove one client" or "replace one client"
     sampling: str  # how cohorts were drawn, in words
     accountant: str  # the method, such as "PLD"
+    rounds: int
+    noise_multiplier: float
 
 
 Accountant = Callable[[Sampling, int, float], PrivacyClaim]

@@ -49,15 +49,22 @@ def federated(
     """Assembles an algorithm from its four parts.
 
     A client whose update as received, contribution or own new state holds a NaN or an infinity is rejected: it adds
-    nothing to any sum, weights and metrics included, its states stay as they were, and the record counts it.
+    nothing to any sum, weights and metrics included, its states stay as they were, and the record counts it. A metric
+    that is not finite is left out by itself.
 
     Args:
       client: what each device does.
       server: what the server makes of the aggregate; an optax optimizer is taken for one.
       aggregator: how contributions become one aggregate.
       uplink: what happens to each update on its way; nothing by default, at the full size of the update.
+
+    Raises:
+      TypeError: for a part that is none of the kind.
     """
     server, uplink = as_server_update(server), as_transform(uplink)
+    for name, part, protocol in (("client", client, ClientUpdate), ("aggregator", aggregator, Aggregator)):
+        if not isinstance(part, protocol):
+            raise TypeError(f"{name} must be of type {protocol.__name__}, got {part!r}")
 
     def init(params: PyTree, key: jax.Array, population: Population) -> RoundState:
         checks.float_tree("params", params)
@@ -86,7 +93,7 @@ def federated(
         counts = is_finite((received, output.weight, contribution, output.state, memory))
 
         record = RoundRecord(
-            metrics=zero_unless(counts, output.metrics),
+            metrics={name: zero_unless(counts & is_finite(mean), mean) for name, mean in output.metrics.items()},
             bits_up=Count.of(size_in_bits(output.update) if bits is None else bits),
             bits_down=Count.of(size_in_bits(message)),
             clients=jnp.int32(1),

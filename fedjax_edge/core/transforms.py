@@ -10,7 +10,8 @@ def chain(*parts: UpdateTransform | Codec) -> UpdateTransform:
     """Returns the transform that applies `parts` from left to right; `chain()` leaves updates alone.
 
     The bits are those of the last part that encodes: what it makes is what goes over the wire. Each part gets a key
-    of its own, by its position.
+    of its own, by its position. (Codecs follow one another on the decoded update: quantizing after `top_k` sends every
+    number again.)
     """
     transforms = [as_transform(part) for part in parts]
 

@@ -30,7 +30,7 @@ def size_in_bits(tree: PyTree) -> int:
     >>> size_in_bits({"codes": jnp.zeros(100, jnp.uint8), "scale": jnp.float32(1)})
     832
     """
-    return sum(math.prod(leaf.shape) * _bits_per_element(leaf.dtype) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(jnp.shape(leaf)) * _bits_per_element(jnp.result_type(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def _bits_per_element(dtype: jnp.dtype) -> int:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import Examples, PyTree
 
 
@@ -66,7 +67,7 @@ def from_arrays(columns: PyTree, client_ids: Sequence[Hashable] | np.ndarray) ->
     (2, [1.0, 4.0], [0.0, 2.0, 3.0])
     """
     client_ids = np.asarray(client_ids)
-    num_examples = _check_columns(columns)
+    num_examples = checks.columns("columns", columns)
     if client_ids.shape != (num_examples,):
         raise ValueError(f"client_ids has shape {client_ids.shape}; it must be [examples] = ({num_examples},)")
     _, client = np.unique(client_ids, return_inverse=True)
@@ -83,7 +84,7 @@ def from_client_arrays(clients: Sequence[PyTree]) -> FederatedDataset:
     """
     if not clients:
         raise ValueError("clients is empty; a data set needs at least one client")
-    sizes = [_check_columns(columns, f"client {i}") for i, columns in enumerate(clients)]
+    sizes = [checks.columns(f"client {i}", columns) for i, columns in enumerate(clients)]
     expected = _signature(clients[0])
     for i, columns in enumerate(clients):
         if _signature(columns) != expected:
@@ -97,7 +98,7 @@ def from_partition(columns: PyTree, indices: Sequence[np.ndarray]) -> FederatedD
     Raises:
       ValueError: if the columns differ in length, a client has no examples, or an index is out of range.
     """
-    num_examples = _check_columns(columns)
+    num_examples = checks.columns("columns", columns)
     sizes = np.array([len(rows) for rows in indices])
     if not len(sizes) or sizes.min() == 0:
         raise ValueError(f"every client needs at least one example, got sizes {sizes.tolist()}")
@@ -112,20 +113,6 @@ def _build(columns: PyTree, sizes: np.ndarray) -> FederatedDataset:
     if offsets[-1] >= 2**31:
         raise ValueError(f"a data set holds fewer than 2^31 examples, got {offsets[-1]}")
     return FederatedDataset(columns=columns, offsets=offsets.astype(np.int32))
-
-
-def _check_columns(columns: PyTree, owner: str = "columns") -> int:
-    """Returns the common length of all columns, or raises ValueError."""
-    lengths = {
-        jax.tree_util.keystr(path): (np.shape(leaf) or (None,))[0]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(columns)
-    }
-    if len(set(lengths.values())) != 1 or None in lengths.values():
-        raise ValueError(f"{owner}: all columns must be arrays [examples, ...] of one length, got {lengths}")
-    length = next(iter(lengths.values()))
-    if length == 0:
-        raise ValueError(f"{owner}: no examples; leave such clients out")
-    return length
 
 
 def _signature(columns: PyTree) -> dict[str, tuple]:

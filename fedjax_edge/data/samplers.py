@@ -4,7 +4,7 @@ Equal arguments give the same object, so that what is compiled for a sampler ser
 """
 
 import math
-from functools import cache
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from fedjax_edge.core.protocols import Cohort, FixedSampling, FullParticipation,
 OVERFLOW_PROBABILITY = 1e-12
 
 
-@cache
 def everyone(num_clients: int) -> Sampler:
     """Returns the sampler of all clients, every round.
 
@@ -26,14 +25,17 @@ def everyone(num_clients: int) -> Sampler:
       ValueError: for fewer than one client.
     """
     checks.integer("num_clients", num_clients)
+    return _everyone(int(num_clients))
 
+
+@lru_cache
+def _everyone(num_clients: int) -> Sampler:
     def sample(key: jax.Array, round_number: jax.Array) -> Cohort:
         return Cohort(jnp.arange(num_clients, dtype=jnp.int32), jnp.ones(num_clients, bool))
 
     return Sampler(sample, num_clients, num_clients, num_clients, FullParticipation(num_clients))
 
 
-@cache
 def uniform(num_clients: int, cohort_size: int) -> Sampler:
     """Returns the sampler of `cohort_size` clients, uniformly without replacement.
 
@@ -42,14 +44,17 @@ def uniform(num_clients: int, cohort_size: int) -> Sampler:
     """
     checks.integer("num_clients", num_clients)
     checks.integer("cohort_size", cohort_size, at_most=num_clients)
+    return _uniform(int(num_clients), int(cohort_size))
 
+
+@lru_cache
+def _uniform(num_clients: int, cohort_size: int) -> Sampler:
     def sample(key: jax.Array, round_number: jax.Array) -> Cohort:
         return Cohort(_draw(key, cohort_size, num_clients), jnp.ones(cohort_size, bool))
 
     return Sampler(sample, cohort_size, num_clients, cohort_size, FixedSampling(num_clients, cohort_size))
 
 
-@cache
 def poisson(num_clients: int, probability: float) -> Sampler:
     """Returns the sampler in which each client takes part independently with `probability`.
 
@@ -64,6 +69,11 @@ def poisson(num_clients: int, probability: float) -> Sampler:
     """
     checks.integer("num_clients", num_clients)
     checks.probability("probability", probability)
+    return _poisson(int(num_clients), float(probability))
+
+
+@lru_cache
+def _poisson(num_clients: int, probability: float) -> Sampler:
     width = _bernstein_width(num_clients, probability)
     thresholds = _binomial_thresholds(num_clients, probability, width)
 
@@ -75,11 +85,10 @@ def poisson(num_clients: int, probability: float) -> Sampler:
         return Cohort(_draw(order_key, width, num_clients), jnp.arange(width) < size)
 
     overflow = 0.0 if width == num_clients else OVERFLOW_PROBABILITY
-    sampling = PoissonSampling(num_clients, float(probability), overflow)
+    sampling = PoissonSampling(num_clients, probability, overflow)
     return Sampler(sample, width, num_clients, num_clients * probability, sampling)
 
 
-@cache
 def cyclic(num_clients: int, cohort_size: int = 1) -> Sampler:
     """Returns the sampler that takes the clients in turn, `cohort_size` a round, around and around.
 
@@ -90,7 +99,11 @@ def cyclic(num_clients: int, cohort_size: int = 1) -> Sampler:
     """
     checks.integer("num_clients", num_clients)
     checks.integer("cohort_size", cohort_size, at_most=num_clients)
+    return _cyclic(int(num_clients), int(cohort_size))
 
+
+@lru_cache
+def _cyclic(num_clients: int, cohort_size: int) -> Sampler:
     def sample(key: jax.Array, round_number: jax.Array) -> Cohort:
         first = round_number.astype(jnp.uint32) * jnp.uint32(cohort_size)
         ids = (first + jnp.arange(cohort_size, dtype=jnp.uint32)) % jnp.uint32(num_clients)

@@ -151,7 +151,7 @@ def _claim(noise_multiplier: float, sampling: Sampling, rounds: int, delta: floa
     epsilon = epsilon_of(noise_multiplier, sampling, rounds, delta) if rounds else 0.0
     if not math.isfinite(epsilon):
         raise PrivacyError(f"no finite epsilon for noise_multiplier={noise_multiplier}, {rounds} rounds, delta={delta}")
-    return PrivacyClaim(float(epsilon), delta, relation, words, by)
+    return PrivacyClaim(float(epsilon), delta, relation, words, by, rounds, noise_multiplier)
 
 
 def _full_epsilon(noise_multiplier: float, sampling: FullParticipation, rounds: int, delta: float) -> float:

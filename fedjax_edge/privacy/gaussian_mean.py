@@ -34,6 +34,7 @@ def gaussian_mean(
       below the second clip shrinks most updates, so that an unbiased quantizer's mean is biased toward zero.
     - The denominator is a number chosen beforehand. The count of clients that really took part depends on the data.
     - Loss and accuracy shown each round are not covered by epsilon.
+    - The run's key is the mechanism's secret: who knows it can draw the same noise and the same cohorts.
     - Noise is `jax.random.normal` in float32 and the analysis is that of real numbers; attacks on the floating-point
       grid (Mironov 2012) are out of scope, as is fit for a simulator.
 

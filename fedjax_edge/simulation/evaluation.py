@@ -33,8 +33,9 @@ def evaluation(loss_fn: LossFn, columns: PyTree, *, batch_size: int = 250) -> Ev
       batch_size: examples at once.
 
     Raises:
-      ValueError: for a batch size below one.
+      ValueError: for a batch size below one, columns of unequal length, or no examples.
     """
+    checks.columns("columns", columns)
     checks.integer("batch_size", batch_size)
     return Evaluation(loss_fn, columns, batch_size)
 

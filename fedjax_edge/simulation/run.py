@@ -74,8 +74,8 @@ def run(
       evaluation: what to measure of the model, by `simulation.evaluation(...)`.
       eval_every: after how many rounds to evaluate; the last round always is.
       delta: the delta at which to state epsilon; it should be below 1 / number of clients.
-      accounted_only: release nothing about the clients but what epsilon covers: training metrics, bits and counts of
-        clients become NaN, and only the model and its evaluation on data of one's own are shown.
+      accounted_only: release nothing about the clients but what epsilon covers: training metrics, bits, counts
+        of clients and seconds become NaN, and only the model and its evaluation on data of one's own are shown.
       plan: how the executor spreads clients; by default `choose_plan(...)`.
       progress: whether to show a progress bar.
 
@@ -156,6 +156,7 @@ def _to_history(
         "bits_down": record.bits_down.value(),
         "clients": record.clients,
         "rejected": record.rejected,
+        "seconds": np.full(len(numbers), seconds),  # more examples take more time
     }
     if accounted_only:
         private = {name: np.full(len(numbers), np.nan) for name in private}
@@ -165,7 +166,6 @@ def _to_history(
             **private,
             **{f"test_{name}": _divide(mean) for name, mean in reports.evaluated.items()},
             "epsilon": np.array(epsilons),
-            "seconds": np.full(len(numbers), seconds),
         }
     )
 

@@ -27,6 +27,13 @@ def test_options_survive_json():
     [
         (dict(clip_norm=None), "noise without clipping is not privacy"),
         (dict(clip_norm=None, noise_multiplier=None, target_epsilon=3.0), "noise without clipping is not privacy"),
+        (dict(server_learning_rate=0.0), "server_learning_rate must be a finite number above 0, got 0.0"),
+        (dict(client_gradient_clip=-1.0), "client_gradient_clip must be a finite number above 0, got -1.0"),
+        (dict(client_momentum=-0.1), "client_momentum must be a finite number of at least 0, got -0.1"),
+        (dict(partition="iid", skew=3.0), "skew=3.0 means nothing for partition=iid"),
+        (dict(sampling="all", cohort=5), "cohort=5 means nothing for sampling=all"),
+        (dict(client_optimizer="adam", client_momentum=0.9), "client_momentum is SGD's, not adam's"),
+        (dict(server_optimizer="yogi", server_momentum=0.9), "server_momentum is SGD's, not yogi's"),
         (dict(clip_norm=-1.0), "clip_norm must be a finite number above 0, got -1.0"),
         (dict(seed=-1), "seed must be an integer from 0"),
         (dict(dataset="shakespeare", clients=5), "the data say how many there are"),

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from fedjax_edge.cli.output import new_folder
+
 SHORT = ["--rounds", "2", "--clients", "60", "--cohort", "10", "--local-epochs", "1"]
 COLUMNS = {
     "round",
@@ -109,9 +111,24 @@ def test_without_privacy_it_says_so_and_the_default_folder_is_new(tmp_path):
 def test_help_reads_well():
     result = fedjax_edge("run", "--help")
     assert result.returncode == 0
-    for option in ("--dataset", "--partition", "--cohort", "--bits", "--clip-norm", "--target-epsilon", "--seed"):
+    for option in (
+        "--dataset",
+        "--partition",
+        "--cohort",
+        "--bits",
+        "--clip-norm",
+        "--target-epsilon",
+        "--seed",
+        "--config",
+    ):
         assert option in result.stdout
     assert "fedjax-edge run --config FILE" in fedjax_edge("--help").stdout
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda format: "now")
+    assert [new_folder(None).name for _ in range(3)] == ["now", "now_2", "now_3"]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +136,7 @@ def test_help_reads_well():
     [
         (["run", "--round", "3"], "--round"),
         (["run", "--rounds", "many"], "rounds"),
+        (["run", "--devices", "0"], "count must be an integer of at least 1, got 0"),
         (["run", "--bits", "0"], "bits must be an integer from 1 to 16, got 0"),
         (["run", "--clip-norm", "-1"], "clip_norm must be a finite number above 0, got -1.0"),
         (["run", "--config", "nowhere.json"], "nowhere.json is not the config.json of a run"),

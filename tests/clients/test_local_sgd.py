@@ -38,6 +38,11 @@ def test_weights_of_ones_own(key):
     assert client.update(jnp.float32(1), THREE, (), key).weight == 0.25
 
 
+def test_a_client_without_a_weight_is_to_be_rejected(key):
+    client = with_weights(local_sgd(half_squared_error, optax.sgd(0.5), batch_size=2, steps=1), np.array([9.0, 9.0]))
+    assert np.isnan(client.update(jnp.float32(1), THREE, (), key).weight)
+
+
 @pytest.mark.parametrize("weights", [[1.0, -1.0], [1.0, np.nan], [[1.0]], 3.0])
 def test_bad_weights(weights):
     client = local_sgd(half_squared_error, optax.sgd(0.5), batch_size=2, steps=1)

@@ -187,6 +187,11 @@ def test_bad_arguments(bad, message):
         local_training(squared_error, optax.sgd(0.1), **bad)
 
 
+def test_a_learning_rate_is_no_optimizer():
+    with pytest.raises(TypeError, match=r"optimizer must be an optax optimizer, such as .*, got 0.1"):
+        local_training(squared_error, 0.1, batch_size=4, epochs=1)
+
+
 def test_a_scalar_loss_is_an_error_before_training(key):
     train = local_training(lambda p, b, k: b["y"].mean(), optax.sgd(0.1), batch_size=4, epochs=1)
     with pytest.raises(TypeError, match=r"drop the `.mean\(\)`"):

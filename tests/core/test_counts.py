@@ -14,9 +14,15 @@ def test_counts_add_exactly_past_32_bits(values):
     assert jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *counts).value() == sum(values)
 
 
-@pytest.mark.parametrize("value", [0, 1, 65_535, 65_536, 2**31, 2**46 - 1])
+@pytest.mark.parametrize("value", [0, 1, 2_047, 2_048, 2**22, 2**31, 2**53 - 1])
 def test_python_integers_survive(value):
     assert Count.of(value).value() == value
+
+
+def test_a_million_clients_add_up():
+    bits = jnp.full(1_000_000, 2**31 - 1, jnp.int32)
+    total = jax.tree.map(lambda part: part.sum(dtype=jnp.int32), Count.of(bits))
+    assert total.value() == 1_000_000 * (2**31 - 1)
 
 
 def test_arrays_are_split_under_jit():

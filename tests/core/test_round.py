@@ -179,6 +179,28 @@ def test_integer_parameters_are_refused(population):
         algorithm.init({"w": jnp.zeros(2), "steps": jnp.int32(0)}, jax.random.key(0), population)
 
 
+def test_a_metric_that_is_not_finite_is_left_out_alone(population):
+    client = sends(client_number)
+
+    def update(broadcast, examples, state, key):
+        output = client.update(broadcast, examples, state, key)
+        bad = Mean(jnp.where(examples.client == 3, jnp.inf, 1.0), jnp.float32(1))
+        return output._replace(metrics={**output.metrics, "bad": bad})
+
+    algorithm = federated(client._replace(update=update), optax.sgd(1.0), summing())
+    _, record = one_round(algorithm, population, cohort_of(3, 0))
+    assert record.rejected == 0
+    assert record.metrics["bad"] == (1, 1)
+    assert record.metrics["loss"] == (7 + 1, 2)
+
+
+def test_parts_of_the_wrong_kind_are_refused():
+    with pytest.raises(TypeError, match="client must be of type ClientUpdate, got"):
+        federated(optax.sgd(0.1), optax.sgd(1.0), summing())
+    with pytest.raises(TypeError, match="aggregator must be of type Aggregator, got"):
+        federated(sends(client_number), optax.sgd(1.0), summing)
+
+
 def test_the_default_plan_is_chosen(population):
     algorithm = federated(sends(client_number), optax.sgd(1.0), summing())
     chosen, _ = one_round(algorithm, population, cohort_of(3, 0, 2), plan=None)

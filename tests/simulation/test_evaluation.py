@@ -25,6 +25,13 @@ def test_no_evaluation_measures_nothing():
     assert measure((), NO_EVALUATION.columns, NO_EVALUATION.loss_fn, NO_EVALUATION.batch_size, Plan()) == {}
 
 
+def test_bad_columns():
+    with pytest.raises(ValueError, match=r"all columns must be arrays .* of one length"):
+        evaluation(loss, {"x": np.ones(20), "y": np.ones(5)})
+    with pytest.raises(ValueError, match="columns: no examples"):
+        evaluation(loss, {"y": np.ones(0)})
+
+
 def test_a_bad_batch_size():
     with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
         evaluation(loss, {"y": np.ones(3)}, batch_size=0)

@@ -160,7 +160,7 @@ def test_a_guarantee_that_cannot_be_given_is_refused_before_training():
 
 def test_only_what_is_accounted_is_released():
     history = run(PRIVATE, delta=1e-2, accounted_only=True).history
-    private = {"train_loss", "train_accuracy", "bits_up", "bits_down", "clients", "rejected"}
+    private = {"train_loss", "train_accuracy", "bits_up", "bits_down", "clients", "rejected", "seconds"}
     assert all(np.isnan(history[name]).all() for name in private)
     assert np.isfinite(history["test_loss"]).all()
     assert np.isfinite(history["epsilon"]).all()
