@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pooch
 
 from fedjax_edge.data.split import Split
 
@@ -62,12 +61,18 @@ def mnist(cache_dir: str | os.PathLike | None = None, base_url: str = MIRROR, pr
       ConnectionError: if a file is missing and cannot be downloaded.
       ValueError: if a file's content is not that of MNIST. A download of that kind is not kept.
     """
-    folder = Path(pooch.os_cache("fedjax_edge") if cache_dir is None else cache_dir)
+    folder = _default_folder() if cache_dir is None else Path(cache_dir)
     arrays = {name: _parse_idx(_content(folder, name, base_url, progress)) for name in CHECKSUMS}
     return Split(
         train={"image": arrays["train-images-idx3-ubyte"], "label": arrays["train-labels-idx1-ubyte"]},
         test={"image": arrays["t10k-images-idx3-ubyte"], "label": arrays["t10k-labels-idx1-ubyte"]},
     )
+
+
+def _default_folder() -> Path:
+    import pooch  # slow to import, and in a notebook it warns if ipywidgets are not installed
+
+    return Path(pooch.os_cache("fedjax_edge"))
 
 
 def _content(folder: Path, name: str, base_url: str, progress: bool) -> bytes:
@@ -79,7 +84,8 @@ def _content(folder: Path, name: str, base_url: str, progress: bool) -> bytes:
 
 def _download(folder: Path, name: str, base_url: str, progress: bool) -> Path:
     """Downloads a file to a temporary name, and moves it to its own only when its content is right."""
-    import requests  # pooch imports it only when it downloads, and so does this module: it is slow to import
+    import pooch
+    import requests
 
     download = pooch.HTTPDownloader(progressbar=progress)
 

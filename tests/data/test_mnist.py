@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pooch
 import pytest
 
 from fedjax_edge.data.bundled import make_mnist_sample
@@ -198,7 +199,7 @@ def test_a_connection_lost_half_way_is_such_an_error_and_leaves_nothing(tmp_path
 def test_the_default_folder_is_the_cache_of_the_user(tmp_path, monkeypatch):
     for name, data in CONTENT.items():
         (tmp_path / name).write_bytes(data)
-    monkeypatch.setattr(source.pooch, "os_cache", lambda project: {"fedjax_edge": tmp_path}[project])
+    monkeypatch.setattr(pooch, "os_cache", lambda project: {"fedjax_edge": tmp_path}[project])
     assert_small(source.mnist(base_url="http://nowhere.invalid/"))
 
 
