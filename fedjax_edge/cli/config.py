@@ -107,26 +107,24 @@ class RunConfig:
         checks.integer("seed", self.seed, at_least=0, at_most=2**32 - 1)
 
     def _check_combinations(self) -> None:
-        text, private = self.dataset == "shakespeare", (self.noise_multiplier, self.target_epsilon) != (None, None)
-        refusals = {
-            f"partition={self.partition} does not go with dataset={self.dataset}": (self.partition == "natural")
-            != text,
-            f"model={self.model} does not go with dataset={self.dataset}": (self.model == "gru") != text,
-            f"clients={self.clients}: with the natural partition the data say how many there are": text
-            and self.clients,
-            f"skew={self.skew} means nothing for partition={self.partition}": self.skew is not None
-            and self.partition in ("iid", "natural"),
-            f"cohort={self.cohort} means nothing for sampling=all": self.cohort is not None and self.sampling == "all",
-            f"client_momentum is SGD's, not {self.client_optimizer}'s": self.client_momentum
-            and self.client_optimizer != "sgd",
-            f"server_momentum is SGD's, not {self.server_optimizer}'s": self.server_momentum
-            and self.server_optimizer != "sgd",
-            "noise without clipping is not privacy: give clip_norm, or noise_multiplier None": private
-            and self.clip_norm is None,
-        }
-        for message, is_refused in refusals.items():
-            if is_refused:
-                raise ValueError(message)
+        text, natural = self.dataset == "shakespeare", self.partition == "natural"
+        private = self.noise_multiplier is not None or self.target_epsilon is not None
+        if natural != text:
+            raise ValueError(f"partition={self.partition} does not go with dataset={self.dataset}")
+        if (self.model == "gru") != text:
+            raise ValueError(f"model={self.model} does not go with dataset={self.dataset}")
+        if natural and self.clients is not None:
+            raise ValueError(f"clients={self.clients}: with the natural partition the data say how many there are")
+        if self.partition in ("iid", "natural") and self.skew is not None:
+            raise ValueError(f"skew={self.skew} means nothing for partition={self.partition}")
+        if self.sampling == "all" and self.cohort is not None:
+            raise ValueError(f"cohort={self.cohort} means nothing for sampling=all")
+        for side in ("client", "server"):
+            optimizer = getattr(self, f"{side}_optimizer")
+            if optimizer != "sgd" and getattr(self, f"{side}_momentum"):
+                raise ValueError(f"{side}_momentum is SGD's, not {optimizer}'s")
+        if private and self.clip_norm is None:
+            raise ValueError("noise without clipping is not privacy: give clip_norm, or noise_multiplier None")
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> "RunConfig":
