@@ -26,7 +26,7 @@ from fedjax_edge.core.protocols import (
 )
 from fedjax_edge.core.server import as_server_update
 from fedjax_edge.core.transforms import IDENTITY, as_transform
-from fedjax_edge.core.trees import gather, is_finite, replicate, scatter, select, size_in_bits, zero_unless
+from fedjax_edge.core.trees import gather, is_finite, replicate, scatter, size_in_bits, zero_unless
 
 
 class RoundState(NamedTuple):
@@ -99,10 +99,9 @@ def federated(
             clients=jnp.int32(1),
             rejected=1 - counts.astype(jnp.int32),
         )
-        kept = select(counts, (output.state, memory), (client_state, uplink_state))
         contribution = zero_unless(counts, contribution)
         summed, stacked = (None, contribution) if aggregator.stacked else (contribution, None)
-        return (summed, record), (stacked, counts, kept)
+        return (summed, record), (stacked, counts, (output.state, memory))
 
     def round_(
         state: RoundState, cohort: Cohort, population: Population, plan: Plan | None = None
@@ -115,12 +114,12 @@ def federated(
         slots = (cohort.ids, *streams, *gather((state.clients, state.uplink), cohort.ids))
         cost = jnp.where(cohort.present, population.size(cohort.ids), 0)
 
-        (total, record), (rows, counts, kept) = map_clients(one_client, shared, slots, cohort.present, plan, cost)
+        (total, record), (rows, counts, states) = map_clients(one_client, shared, slots, cohort.present, plan, cost)
 
         total = Stacked(rows, counts) if aggregator.stacked else total
         key = derive(state.key, RunStream.SERVER, state.round)
         aggregate, aggregator_state = aggregator.finish(total, state.aggregator, key)
-        clients, memories = scatter((state.clients, state.uplink), cohort.ids, kept, counts)
+        clients, memories = scatter((state.clients, state.uplink), cohort.ids, states, counts)
         return RoundState(
             server=server.update(state.server, aggregate),
             clients=clients,
