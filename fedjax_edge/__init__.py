@@ -10,16 +10,18 @@ the literature made of them, and `fe.run` runs it. `fedjax_edge.plotting` is imp
 from fedjax_edge import aggregation, algorithms, clients, compression, core, data, models, privacy, simulation
 from fedjax_edge.core import chain, choose_plan, federated, make_plan, use_cpu_cores
 from fedjax_edge.data import FederatedDataset
-from fedjax_edge.simulation import History, evaluation, run
+from fedjax_edge.simulation import History, Setup, checkpoints, evaluation, run, sweep
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FederatedDataset",
     "History",
+    "Setup",
     "aggregation",
     "algorithms",
     "chain",
+    "checkpoints",
     "choose_plan",
     "clients",
     "compression",
@@ -32,5 +34,6 @@ __all__ = [
     "privacy",
     "run",
     "simulation",
+    "sweep",
     "use_cpu_cores",
 ]

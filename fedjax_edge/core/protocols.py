@@ -46,6 +46,13 @@ class Population(Protocol):
     def examples(self, client: jax.Array) -> Examples:
         """Returns the view of one client, int32 []."""
 
+    @property
+    def num_states(self) -> int:
+        """How many clients' states are kept: of all clients, unless the population is one cohort's view."""
+
+    def state_row(self, client: jax.Array) -> jax.Array:
+        """Returns where clients' states are among these, int32, in the shape of `client`."""
+
 
 class Mean(NamedTuple):
     """A mean that can be summed over batches, clients and devices before it is divided."""

@@ -33,8 +33,8 @@ class RoundState(NamedTuple):
     """What lasts from one round to the next."""
 
     server: PyTree
-    clients: PyTree  # leaves [all clients, ...]
-    uplink: PyTree  # leaves [all clients, ...]
+    clients: PyTree  # leaves [clients whose states are kept, ...]
+    uplink: PyTree  # leaves [clients whose states are kept, ...]
     aggregator: PyTree
     key: jax.Array  # the run's key; it never changes
     round: jax.Array  # int32 []
@@ -74,8 +74,8 @@ def federated(
         checks.float_tree("update", update)
         return RoundState(
             server=server_state,
-            clients=replicate(client_state, population.num_clients),
-            uplink=replicate(uplink.init(update), population.num_clients),
+            clients=replicate(client_state, population.num_states),
+            uplink=replicate(uplink.init(update), population.num_states),
             aggregator=aggregator.init(update),
             key=key,
             round=jnp.int32(0),
@@ -109,9 +109,10 @@ def federated(
         message = server.broadcast(state.server)
         plan = plan or choose_plan(message, len(cohort.ids))
         shared = (message, population, state.aggregator)
+        state_rows = population.state_row(cohort.ids)
         keys = jax.vmap(client_key, (None, None, 0))(state.key, state.round, cohort.ids)
         streams = (jax.vmap(derive, (0, None))(keys, stream) for stream in (ClientStream.TRAINING, ClientStream.UPLINK))
-        slots = (cohort.ids, *streams, *gather((state.clients, state.uplink), cohort.ids))
+        slots = (cohort.ids, *streams, *gather((state.clients, state.uplink), state_rows))
         cost = jnp.where(cohort.present, population.size(cohort.ids), 0)
 
         (total, record), (rows, counts, states) = map_clients(one_client, shared, slots, cohort.present, plan, cost)
@@ -119,7 +120,7 @@ def federated(
         total = Stacked(rows, counts) if aggregator.stacked else total
         key = derive(state.key, RunStream.SERVER, state.round)
         aggregate, aggregator_state = aggregator.finish(total, state.aggregator, key)
-        clients, memories = scatter((state.clients, state.uplink), cohort.ids, states, counts)
+        clients, memories = scatter((state.clients, state.uplink), state_rows, states, counts)
         return RoundState(
             server=server.update(state.server, aggregate),
             clients=clients,

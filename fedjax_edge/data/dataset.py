@@ -45,6 +45,15 @@ class FederatedDataset:
         client = jnp.asarray(client, jnp.int32)
         return Examples(self.columns, jnp.asarray(self.offsets)[client], self.size(client), client)
 
+    @property
+    def num_states(self) -> int:
+        """How many clients' states are kept: everyone's."""
+        return self.num_clients
+
+    def state_row(self, client: jax.Array) -> jax.Array:
+        """Returns where clients' states are: at their ids."""
+        return client
+
     def client_columns(self, client: int) -> PyTree:
         """Returns one client's own rows on the host, leaves [size, ...]; for looking, not for training."""
         rows = slice(int(self.offsets[client]), int(self.offsets[client + 1]))

@@ -1,7 +1,25 @@
-"""Running an algorithm: rounds, evaluation, history."""
+"""Running an algorithm: rounds, evaluation, history, checkpoints, sweeps."""
 
+from fedjax_edge.simulation.checkpoint import Checkpoints, checkpoints
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation, evaluation
 from fedjax_edge.simulation.history import History
+from fedjax_edge.simulation.recipe import Setup
 from fedjax_edge.simulation.run import RunResult, run
+from fedjax_edge.simulation.sweep import sweep
+from fedjax_edge.simulation.sweep_result import Summary, SweepResult, Trial
 
-__all__ = ["NO_EVALUATION", "Evaluation", "History", "RunResult", "evaluation", "run"]
+__all__ = [
+    "NO_EVALUATION",
+    "Checkpoints",
+    "Evaluation",
+    "History",
+    "RunResult",
+    "Setup",
+    "Summary",
+    "SweepResult",
+    "Trial",
+    "checkpoints",
+    "evaluation",
+    "run",
+    "sweep",
+]

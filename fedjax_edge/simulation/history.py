@@ -1,11 +1,11 @@
 """`History`: what a run reported, one entry a round, as NumPy arrays."""
 
-import csv
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
+
+from fedjax_edge.simulation.table import to_frame, write_csv
 
 
 class History(Mapping[str, np.ndarray]):
@@ -55,14 +55,7 @@ class History(Mapping[str, np.ndarray]):
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Writes one row a round; a file that is there is replaced whole or not at all. NaN cells are left empty."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(self)
-            for row in zip(*self.to_dict().values(), strict=True):
-                writer.writerow(["" if cell != cell else cell for cell in row])
-        partial.replace(path)
+        write_csv(self, path)
 
     def to_pandas(self) -> "pandas.DataFrame":  # noqa: F821
         """Returns a data frame of the columns.
@@ -70,8 +63,4 @@ class History(Mapping[str, np.ndarray]):
         Raises:
           ImportError: if pandas is not installed.
         """
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("History.to_pandas needs pandas: pip install 'fedjax-edge[pandas]'") from error
-        return pandas.DataFrame(self._columns)
+        return to_frame(self)

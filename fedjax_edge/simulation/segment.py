@@ -1,17 +1,22 @@
 """Rounds compiled: one program for a run, with sampling and evaluation inside."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from fedjax_edge.core.executor import on_all_devices
 from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.plan import Plan
-from fedjax_edge.core.protocols import FederatedAlgorithm, LossFn, Mean, Population, PyTree, RoundRecord, Sampler
+from fedjax_edge.core.protocols import LossFn, Mean, Population, PyTree, RoundRecord, Sampler
 from fedjax_edge.simulation.evaluation import measure
+from fedjax_edge.simulation.recipe import Recipe
 
 LONGEST_SEGMENT = 64  # rounds whose reports one call can hold
+SECONDS_PER_SEGMENT = 0.5  # between two looks at the progress bar and at Ctrl-C
 
 
 class Report(NamedTuple):
@@ -30,28 +35,50 @@ class Schedule(NamedTuple):
     eval_every: jax.Array  # int32 []
 
 
-@partial(jax.jit, static_argnames=("algorithm", "sampler", "plan", "loss_fn", "eval_batch_size"), donate_argnums=0)
-def run_segment(
-    state: PyTree,
-    schedule: Schedule,
-    population: Population,
-    columns: PyTree,
-    key: jax.Array,
-    *,
-    algorithm: FederatedAlgorithm,
-    sampler: Sampler,
-    plan: Plan,
-    loss_fn: LossFn | None,
-    eval_batch_size: int,
+class Pace(NamedTuple):
+    """How long a run is, and how often it evaluates."""
+
+    rounds: int
+    eval_every: int
+
+    def schedule(self, start: int, stop: int) -> Schedule:
+        """Returns the schedule of a segment."""
+        return Schedule(*(np.int32(number) for number in (start, stop, *self)))
+
+
+class Variant(NamedTuple):
+    """What makes one run of a recipe differ from another."""
+
+    key: jax.Array
+    hyperparameters: dict[str, jax.Array]
+
+
+class Program(NamedTuple):
+    """What a run is compiled from: all that is not an array."""
+
+    recipe: Recipe
+    sampler: Sampler
+    plan: Plan
+    loss_fn: LossFn | None
+    eval_batch_size: int
+
+
+Advance = Callable[[PyTree, int, int], tuple[PyTree, Report]]
+"""`advance(state, start, stop)`: the state, which is donated, after these rounds, and their reports on the host."""
+
+
+def run_rounds(
+    state: PyTree, schedule: Schedule, population: Population, columns: PyTree, variant: Variant, program: Program
 ) -> tuple[PyTree, Report]:
-    """Runs the rounds of a segment and returns the state, which is donated, and their reports, [LONGEST_SEGMENT]."""
+    """Runs the rounds of a segment and returns the state and their reports, [LONGEST_SEGMENT]."""
+    algorithm = program.recipe(variant.hyperparameters)
 
     def one_round(number: jax.Array, state: PyTree) -> tuple[PyTree, Report]:
-        cohort = sampler.sample(derive(key, RunStream.COHORT, number), number)
-        state, record = algorithm.round(state, cohort, population, plan)
+        cohort = program.sampler.sample(derive(variant.key, RunStream.COHORT, number), number)
+        state, record = algorithm.round(state, cohort, population, program.plan)
 
         def evaluate() -> dict[str, Mean]:
-            return measure(algorithm.params(state), columns, loss_fn, eval_batch_size, plan)
+            return measure(algorithm.params(state), columns, program.loss_fn, program.eval_batch_size, program.plan)
 
         def skip() -> dict[str, Mean]:
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(evaluate))
@@ -67,6 +94,40 @@ def run_segment(
     report = jax.eval_shape(one_round, schedule.start, state)[1]
     reports = jax.tree.map(lambda leaf: jnp.zeros((LONGEST_SEGMENT, *leaf.shape), leaf.dtype), report)
     return jax.lax.fori_loop(schedule.start, schedule.stop, step, (state, reports))
+
+
+@partial(jax.jit, static_argnames="program", donate_argnums=0)
+def run_segment(
+    state: PyTree, schedule: Schedule, population: Population, columns: PyTree, variant: Variant, *, program: Program
+) -> tuple[PyTree, Report]:
+    """`run_rounds` compiled, the state donated."""
+    return run_rounds(state, schedule, population, columns, variant, program)
+
+
+def start_resident(
+    init: Callable[[PyTree, jax.Array, Population], PyTree],
+    params: PyTree,
+    population: Population,
+    columns: PyTree,
+    variant: Variant,
+    program: Program,
+    pace: Pace,
+) -> tuple[PyTree, Advance]:
+    """Returns the initial state, and what runs rounds with all clients' data on every device."""
+    population, columns, variant = on_all_devices((population, columns, variant), program.plan)
+    state = on_all_devices(init(params, variant.key, population), program.plan)
+
+    def advance(state: PyTree, start: int, stop: int) -> tuple[PyTree, Report]:
+        schedule = pace.schedule(start, stop)
+        state, reports = run_segment(state, schedule, population, columns, variant, program=program)
+        return state, jax.device_get(reports)
+
+    return jax.tree.map(jnp.copy, state), advance  # a copy, since it will be donated
+
+
+def next_length(seconds: float) -> int:
+    """Returns how many rounds of so many seconds make the next segment."""
+    return min(max(int(SECONDS_PER_SEGMENT / seconds), 1), LONGEST_SEGMENT)
 
 
 def is_evaluated(number: Any, rounds: Any, eval_every: Any) -> Any:

@@ -14,7 +14,8 @@ import pytest
 
 import fedjax_edge as fe
 from fedjax_edge.core import PrivacyError
-from fedjax_edge.simulation.segment import Schedule, run_segment
+from fedjax_edge.simulation.recipe import Recipe
+from fedjax_edge.simulation.segment import Pace, Program, Variant, run_segment
 
 SIZES = [1, 5, 2, 8, 3, 4, 6, 7, 2, 2]
 
@@ -120,14 +121,14 @@ def test_one_compilation_serves_rounds_seeds_data_and_schedules(caplog):
 
 
 def test_a_segment_moves_nothing_between_host_and_device():
-    key, sampler = jax.random.key(0), fe.data.poisson(10, 0.5)
-    population, columns, key = fe.core.on_all_devices((POPULATION, POPULATION.columns, key), TWO_DEVICES)
-    state = jax.tree.map(jnp.copy, fe.core.on_all_devices(FEDAVG.init(PARAMS, key, population), TWO_DEVICES))
-    schedule = fe.core.on_all_devices(Schedule(*map(jnp.int32, (0, 3, 3, 1))), TWO_DEVICES)
-    static = dict(algorithm=FEDAVG, sampler=sampler, plan=TWO_DEVICES, loss_fn=squared_error, eval_batch_size=250)
-    compiled = run_segment.lower(state, schedule, population, columns, key, **static).compile()
+    program = Program(Recipe(FEDAVG), fe.data.poisson(10, 0.5), TWO_DEVICES, squared_error, 250)
+    population, columns, variant, schedule = fe.core.on_all_devices(
+        (POPULATION, POPULATION.columns, Variant(jax.random.key(0), {}), Pace(3, 1).schedule(0, 3)), TWO_DEVICES
+    )
+    state = jax.tree.map(jnp.copy, fe.core.on_all_devices(FEDAVG.init(PARAMS, variant.key, population), TWO_DEVICES))
+    compiled = run_segment.lower(state, schedule, population, columns, variant, program=program).compile()
     with jax.transfer_guard("disallow"):
-        state, _ = compiled(state, schedule, population, columns, key)
+        state, _ = compiled(state, schedule, population, columns, variant)
         jax.block_until_ready(state)
 
 

@@ -1,0 +1,198 @@
+"""Checkpoints of a run: everything it needs to go on as if it had never stopped, written whole or not at all."""
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_edge.core import checks
+from fedjax_edge.core.protocols import PyTree, Sampler
+from fedjax_edge.simulation.history import History
+
+
+class Checkpoints(NamedTuple):
+    """Where and how often a run is saved; made by `checkpoints`."""
+
+    directory: Path
+    every: int  # rounds
+    keep: int
+    resume: bool
+    config: Mapping[str, Any]
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds."""
+
+    state: PyTree
+    history: History
+
+
+def checkpoints(
+    directory: str | Path,
+    *,
+    every: int = 10,
+    keep: int = 2,
+    resume: bool = False,
+    config: Mapping[str, Any] | None = None,
+) -> Checkpoints:
+    """Returns where and how often `fe.run` saves its parameters, optimizer and client states, keys, round and history.
+
+    A checkpoint is written under another name and renamed when it is whole: a run that is killed, even while writing,
+    resumes from the last whole one and ends with the result of a run that was not, to the bit (but for the measured
+    seconds). Epsilon follows from the number of rounds done, and so resumes with them.
+
+    Args:
+      directory: a folder of this run's own; made if it is not there.
+      every: rounds between two checkpoints. The last round is always saved.
+      keep: how many of the last ones stay.
+      resume: go on from the last one, if there is one; without it, a folder that holds any is refused. More rounds than
+        before may be asked for, and nothing else may have changed.
+      config: whatever else describes the run, as JSON has it; a checkpoint with another one is refused.
+
+    Raises:
+      ValueError: for numbers below one.
+    """
+    checks.integer("every", every)
+    checks.integer("keep", keep)
+    return Checkpoints(Path(directory).absolute(), int(every), int(keep), resume, dict(config or {}))
+
+
+class Store(NamedTuple):
+    """An open folder of checkpoints; without `where`, of none."""
+
+    where: Checkpoints | None
+    manager: Any  # orbax.checkpoint.CheckpointManager
+    description: dict[str, Any]
+
+    def next_due(self, done: int) -> float:
+        """Returns after which round the next checkpoint is due."""
+        return math.inf if self.where is None else (done // self.where.every + 1) * self.where.every
+
+    def save(self, state: PyTree, history: History) -> None:
+        """Writes a checkpoint, and removes those no longer kept."""
+        if self.where is None:
+            return
+        import orbax.checkpoint as ocp
+
+        description = {**self.description, "columns": {name: column.dtype.str for name, column in history.items()}}
+        self.manager.save(
+            history.rounds,
+            args=ocp.args.Composite(
+                arrays=ocp.args.StandardSave({"state": _to_arrays(state), "history": dict(history)}),
+                description=ocp.args.JsonSave(description),
+            ),
+        )
+
+    def latest(self, like: PyTree) -> Saved | None:
+        """Returns the last checkpoint, its state shaped and placed `like` another; None if there is none.
+
+        Raises:
+          ValueError: if it belongs to another run, of which the differences are named, or is not to be resumed.
+        """
+        import orbax.checkpoint as ocp
+
+        rounds = None if self.where is None else self.manager.latest_step()
+        if rounds is None:
+            return None
+        if not self.where.resume:
+            raise ValueError(f"{self.where.directory} holds a checkpoint (round {rounds}): resume it or choose another")
+        stored = self.manager.restore(rounds, args=ocp.args.Composite(description=ocp.args.JsonRestore())).description
+        _check_same(stored, self.description, self.where.directory)
+        target = {
+            "state": jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_arrays(like)),
+            "history": {name: np.empty(rounds, dtype) for name, dtype in stored["columns"].items()},
+        }
+        arrays = self.manager.restore(rounds, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(target))).arrays
+        history = History({name: arrays["history"][name] for name in stored["columns"]})
+        return Saved(_from_arrays(arrays["state"], like), history)
+
+
+@contextmanager
+def opened(where: Checkpoints | None, description: Mapping[str, Any]) -> Iterator[Store]:
+    """Opens a folder of checkpoints for a run of this description (of values that JSON has)."""
+    if where is None:
+        yield Store(None, None, {})
+        return
+    import orbax.checkpoint as ocp  # slow to import
+
+    options = ocp.CheckpointManagerOptions(max_to_keep=where.keep, enable_async_checkpointing=False)
+    with ocp.CheckpointManager(where.directory, options=options) as manager:
+        config = {f"config {name}": value for name, value in where.config.items()}
+        yield Store(where, manager, {**description, **config})
+
+
+def describe_run(
+    params: PyTree,
+    state: PyTree,
+    key: jax.Array,
+    sampler: Sampler,
+    hyperparameters: Mapping[str, Any],
+    eval_every: int,
+    delta: float | None,
+) -> dict[str, Any]:
+    """Returns what two runs must have in common for one to go on where the other stopped, as JSON has it."""
+    return {
+        "key": jax.device_get(jax.random.key_data(key)).tolist(),
+        "initial parameters": _digest(params),
+        "sampling": repr(sampler.sampling),
+        "cohort width": sampler.width,
+        "eval_every": eval_every,
+        "delta": delta,
+        **{
+            f"hyperparameter {name}": getattr(value, "__qualname__", repr(value))
+            for name, value in hyperparameters.items()
+        },
+        **{
+            f"state{jax.tree_util.keystr(path)}": f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        },
+    }
+
+
+def _digest(tree: PyTree) -> str:
+    """Returns a short fingerprint of the values of a pytree of arrays."""
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(tree)):
+        sha.update(np.ascontiguousarray(leaf).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _check_same(stored: Mapping[str, Any], present: Mapping[str, Any], directory: Path) -> None:
+    names = [*stored, *(name for name in present if name not in stored)]
+    differences = [
+        f"{name} was {stored.get(name)!r}, is {present.get(name)!r}"
+        for name in names
+        if name != "columns" and stored.get(name) != present.get(name)
+    ]
+    if differences:
+        raise ValueError(f"the checkpoint in {directory} is of another run: {'; '.join(differences)}")
+
+
+def _to_arrays(state: PyTree) -> dict[str, jax.Array]:
+    """Returns the leaves that hold anything, by position; keys as their data."""
+    return {f"{i:04}": _without_key(leaf) for i, leaf in enumerate(jax.tree.leaves(state)) if leaf.size}
+
+
+def _without_key(leaf: jax.Array) -> jax.Array:
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def _from_arrays(arrays: Mapping[str, jax.Array], like: PyTree) -> PyTree:
+    def restored(i: int, leaf: jax.Array) -> jax.Array:
+        if not leaf.size:
+            return leaf
+        array = arrays[f"{i:04}"]
+        if isinstance(leaf, np.ndarray):  # on the host, perhaps a memory map
+            leaf[...] = array
+            return leaf
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf)) if is_key else array
+
+    leaves, structure = jax.tree.flatten(like)
+    return jax.tree.unflatten(structure, [restored(i, leaf) for i, leaf in enumerate(leaves)])

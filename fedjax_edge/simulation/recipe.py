@@ -1,0 +1,90 @@
+"""A recipe makes an algorithm of hyperparameters, the floats among them traced: one compilation serves all values."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fedjax_edge.core.protocols import FederatedAlgorithm, PyTree, Sampler
+from fedjax_edge.simulation.evaluation import Evaluation
+
+
+class Setup(NamedTuple):
+    """What a configuration may set beside its algorithm; what is `None` is the sweep's own."""
+
+    algorithm: FederatedAlgorithm
+    params: PyTree | Callable[[jax.Array], PyTree] | None = None
+    sampler: Sampler | None = None
+    evaluation: Evaluation | None = None
+
+
+MakeAlgorithm = Callable[..., FederatedAlgorithm | Setup]
+"""`make_algorithm(**hyperparameters)`: hyperparameters that are floats are traced when a run is compiled."""
+
+
+class Recipe(NamedTuple):
+    """An algorithm without the values of its traced hyperparameters; equal recipes share what is compiled."""
+
+    make: FederatedAlgorithm | MakeAlgorithm
+    static: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, traced: Mapping[str, PyTree]) -> FederatedAlgorithm:
+        """Returns the algorithm of these values, or of these tracers.
+
+        Raises:
+          TypeError: where a traced value is needed as a number; it belongs among the static ones.
+        """
+        if isinstance(self.make, FederatedAlgorithm):
+            return self.make
+        try:
+            made = self.make(**dict(self.static), **traced)
+        except jax.errors.ConcretizationTypeError as error:
+            raise TypeError(
+                f"one of the hyperparameters {sorted(traced)} is needed as a number where it is traced: make it static"
+            ) from error
+        return made.algorithm if isinstance(made, Setup) else made
+
+    def concrete(self, hyperparameters: Mapping[str, Any]) -> Setup:
+        """Returns what is made of given values, for what happens outside of tracing: the start, privacy claims."""
+        made = self.make if isinstance(self.make, FederatedAlgorithm) else self.make(**hyperparameters)
+        return made if isinstance(made, Setup) else Setup(made)
+
+
+def split_hyperparameters(
+    make: FederatedAlgorithm | MakeAlgorithm, hyperparameters: Mapping[str, Any], static: Collection[str] = ()
+) -> tuple[Recipe, dict[str, jax.Array]]:
+    """Returns the recipe, and the traced values, float32 [].
+
+    Traced is what is a float, but for the names in `static`; the rest (integers, strings, functions, None) is part of
+    the recipe.
+
+    Raises:
+      TypeError: for a static value that cannot be hashed, or something that makes no algorithm.
+      ValueError: for hyperparameters of an algorithm that is made already.
+    """
+    if isinstance(make, FederatedAlgorithm):
+        if hyperparameters:
+            raise ValueError(
+                f"hyperparameters {sorted(hyperparameters)} need a function that makes an algorithm of them"
+            )
+        return Recipe(make), {}
+    if not callable(make):
+        raise TypeError(f"algorithm must be a FederatedAlgorithm or a function that makes one, got {make!r}")
+    traced = {
+        name: jnp.float32(value) for name, value in hyperparameters.items() if name not in static and _is_float(value)
+    }
+    rest = tuple(sorted((name, value) for name, value in hyperparameters.items() if name not in traced))
+    for name, value in rest:
+        try:
+            hash(value)
+        except TypeError as error:
+            raise TypeError(f"hyperparameter {name} must be a float or hashable, got {value!r}") from error
+    return Recipe(make, rest), traced
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, float | np.floating) or (
+        isinstance(value, jax.Array | np.ndarray) and value.ndim == 0 and jnp.issubdtype(value.dtype, jnp.floating)
+    )

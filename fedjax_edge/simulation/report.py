@@ -1,0 +1,71 @@
+"""From what compiled rounds report to a history, with the privacy spent so far."""
+
+import math
+
+import numpy as np
+
+from fedjax_edge.core.protocols import FederatedAlgorithm, Mean, PrivacyClaim, Sampler
+from fedjax_edge.simulation.history import History
+from fedjax_edge.simulation.segment import Pace, Report, is_evaluated
+
+
+def claim_of(algorithm: FederatedAlgorithm, sampler: Sampler, rounds: int, delta: float | None) -> PrivacyClaim | None:
+    """Returns what so many rounds guarantee; None without a mechanism, or without `delta`."""
+    if algorithm.accountant is None or delta is None:
+        return None
+    return algorithm.accountant(sampler.sampling, rounds, delta)
+
+
+def epsilons_of(
+    algorithm: FederatedAlgorithm, sampler: Sampler, numbers: np.ndarray, pace: Pace, delta: float | None
+) -> list[float]:
+    """Returns what was spent after each round, NaN for one that is not evaluated."""
+
+    def epsilon(number: int) -> float:
+        if algorithm.accountant is None:
+            return math.inf
+        claim = claim_of(algorithm, sampler, number, delta)
+        return math.nan if claim is None else claim.epsilon
+
+    due = is_evaluated(numbers, *pace)
+    return [epsilon(int(number)) if is_due else math.nan for number, is_due in zip(numbers, due, strict=True)]
+
+
+def to_history(
+    numbers: np.ndarray, reports: Report, epsilons: list[float], seconds: float, accounted_only: bool = False
+) -> History:
+    """Returns the reports of a segment as columns, those about private clients withheld if asked.
+
+    Args:
+      numbers: of the rounds, from 1, [rounds].
+      reports: on the host, leaves [at least that many rounds].
+      epsilons: [rounds].
+      seconds: of a round, on average.
+      accounted_only: withhold what epsilon does not cover.
+    """
+    count = len(numbers)
+    record = reports.record
+    private = {
+        **{f"train_{name}": _divide(mean)[:count] for name, mean in record.metrics.items()},
+        "bits_up": record.bits_up.value()[:count],
+        "bits_down": record.bits_down.value()[:count],
+        "clients": record.clients[:count],
+        "rejected": record.rejected[:count],
+        "seconds": np.full(count, seconds),  # more examples take more time
+    }
+    if accounted_only:
+        private = {name: np.full(count, np.nan) for name in private}
+    return History(
+        {
+            "round": numbers,
+            **private,
+            **{f"test_{name}": _divide(mean)[:count] for name, mean in reports.evaluated.items()},
+            "epsilon": np.array(epsilons),
+        }
+    )
+
+
+def _divide(mean: Mean) -> np.ndarray:
+    """Returns total / count, NaN where nothing was counted."""
+    counted = mean.count > 0
+    return np.where(counted, mean.total / np.where(counted, mean.count, 1), np.nan).astype(np.float64)

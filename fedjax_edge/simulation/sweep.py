@@ -1,0 +1,257 @@
+"""`sweep`: one run for each configuration and seed, mapped over like clients, compiled once for all that can share."""
+
+import itertools
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from fedjax_edge.core import checks
+from fedjax_edge.core.executor import map_clients, on_all_devices
+from fedjax_edge.core.hosts import agreed
+from fedjax_edge.core.keys import RunStream, derive
+from fedjax_edge.core.plan import Plan, choose_plan
+from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PyTree, Sampler
+from fedjax_edge.simulation.checkpoint import describe_run
+from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
+from fedjax_edge.simulation.history import History
+from fedjax_edge.simulation.interrupt import deferred_interrupt
+from fedjax_edge.simulation.recipe import MakeAlgorithm, Setup, split_hyperparameters
+from fedjax_edge.simulation.report import claim_of, epsilons_of, to_history
+from fedjax_edge.simulation.segment import (
+    Pace,
+    Program,
+    Report,
+    Schedule,
+    Variant,
+    next_length,
+    run_rounds,
+)
+from fedjax_edge.simulation.sweep_result import SweepResult, Trial
+from fedjax_edge.simulation.trial_store import find_trial, save_trial
+
+
+class _Job(NamedTuple):
+    """One trial before it is run."""
+
+    hyperparameters: dict[str, Any]
+    seed: int
+    algorithm: FederatedAlgorithm
+    params: PyTree
+    evaluation: Evaluation
+    program: Program
+    variant: Variant
+
+
+def sweep(
+    make_algorithm: MakeAlgorithm,
+    grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
+    params: PyTree,
+    population: Population,
+    *,
+    sampler: Sampler,
+    rounds: int,
+    seeds: Sequence[int] = (0,),
+    evaluation: Evaluation = NO_EVALUATION,
+    eval_every: int = 1,
+    delta: float | None = None,
+    static: Collection[str] = (),
+    plan: Plan | None = None,
+    directory: str | Path | None = None,
+    progress: bool = True,
+) -> SweepResult:
+    """Runs every configuration of a grid with every seed, and returns their histories.
+
+    Trials are mapped over like clients: vmapped, one after another, or spread over devices, each with all its rounds
+    compiled. Hyperparameters that are floats are traced, so that one compilation serves all their values; for each
+    combination of the others (a number of bits, a cohort size, a model's width) there is one more. A trial's history
+    is that of `run` with the same hyperparameters and `jax.random.key(seed)`.
+
+    Args:
+      make_algorithm: `make_algorithm(**hyperparameters)` returns an algorithm; or a `Setup` of an algorithm, and
+        parameters, a sampler or an evaluation in the place of those below.
+      grid: the values of each hyperparameter, of which all combinations are run; or a list of configurations.
+      params: where to start; or a function such as `model.init`, which is given a key of the trial's seed.
+      population: the clients' data.
+      sampler, rounds, evaluation, eval_every, delta: as in `run`.
+      seeds: one trial each, whose key is `jax.random.key(seed)`.
+      static: names of hyperparameters that are floats and cannot be traced, such as a dropout rate.
+      plan: how many trials are vmapped, and on how many devices; chosen by default. The clients of a trial then have
+        one device.
+      directory: a folder for finished trials. Those found there (of the same function's name, hyperparameters, seed,
+        start, sampling and rounds) are not run again, so that an interrupted sweep resumes.
+      progress: whether to show a progress bar.
+
+    Raises:
+      ValueError: for an empty grid, a configuration that comes twice, or numbers out of range.
+      TypeError: for a hyperparameter that is neither a float nor hashable, or that cannot be traced.
+      PrivacyError: if `delta` asks for a guarantee that cannot be given.
+
+    >>> import fedjax_edge as fe, optax
+    >>> data = fe.data.from_client_arrays([{"x": np.full((4, 1), 1.0, np.float32)}] * 6)
+    >>> def squared_distance(params, batch, key):
+    ...     return jnp.square(params - batch["x"][:, 0])
+    >>> def make(learning_rate):
+    ...     return fe.algorithms.fedavg(squared_distance, optax.sgd(learning_rate), batch_size=2, epochs=1)
+    >>> result = sweep(make, {"learning_rate": [0.01, 0.1]}, jnp.float32(0), data, sampler=fe.data.everyone(6),
+    ...                rounds=3, evaluation=fe.evaluation(squared_distance, data.columns), progress=False)
+    >>> result.best("test_loss", largest_is_best=False).hyperparameters
+    {'learning_rate': 0.1}
+    """
+    checks.integer("rounds", rounds)
+    checks.integer("eval_every", eval_every)
+    pace, default = Pace(rounds, eval_every), Setup(None, params, sampler, evaluation)
+    jobs = [
+        _job(make_algorithm, hyperparameters, seed, default, static)
+        for hyperparameters in _configurations(grid, seeds)
+        for seed in seeds
+    ]
+    for job in jobs:
+        if job.program.sampler.num_clients != population.num_clients:
+            drawn = job.program.sampler.num_clients
+            raise ValueError(f"a sampler draws from {drawn} clients; there are {population.num_clients}")
+        claim_of(job.algorithm, job.program.sampler, rounds, delta)  # what cannot be claimed is refused before training
+
+    directory = None if directory is None else Path(directory)
+    descriptions = [_describe(job, make_algorithm, population, pace, delta) for job in jobs]
+    found = {i: history for i, one in enumerate(descriptions) if (history := find_trial(directory, one)) is not None}
+    hidden = not progress or jax.process_index() > 0
+    with deferred_interrupt() as interrupted, tqdm(total=len(jobs) * rounds, unit="round", disable=hidden) as bar:
+        bar.update(len(found) * rounds)
+        for group in _groups([i for i in range(len(jobs)) if i not in found], jobs):
+            over_trials = plan or _plan_over_trials(jobs[group[0]], len(group))
+            for batch in _batches(group, over_trials):
+                histories = _run_together(
+                    [jobs[i] for i in batch], population, pace, over_trials, delta, bar, interrupted
+                )
+                if histories is None:
+                    break
+                for i, history in zip(batch, histories, strict=True):
+                    save_trial(directory, descriptions[i], history)
+                    found[i] = history
+    trials = tuple(Trial(jobs[i].hyperparameters, jobs[i].seed, found[i]) for i in sorted(found))
+    return SweepResult(trials, interrupted=len(found) < len(jobs))
+
+
+def _configurations(grid: Mapping | Sequence, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    configurations = (
+        [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        if isinstance(grid, Mapping)
+        else [dict(configuration) for configuration in grid]
+    )
+    if not configurations or not len(seeds):
+        raise ValueError(f"a sweep needs configurations and seeds, got {grid!r} and {seeds!r}")
+    if any(one in configurations[:i] for i, one in enumerate(configurations)):
+        raise ValueError(f"a configuration comes twice in {grid!r}")
+    for seed in seeds:
+        checks.integer("seed", seed, at_least=0)
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"a seed comes twice in {seeds!r}")
+    return configurations
+
+
+def _job(
+    make: MakeAlgorithm, hyperparameters: dict[str, Any], seed: int, default: Setup, static: Collection[str]
+) -> _Job:
+    recipe, traced = split_hyperparameters(make, hyperparameters, static)
+    given = recipe.concrete(hyperparameters)
+    setup = Setup(*(mine if own is None else own for own, mine in zip(given, default, strict=True)))
+    key = jax.random.key(seed)
+    params = setup.params(derive(key, RunStream.INIT)) if callable(setup.params) else setup.params
+    clients_plan = choose_plan(params, setup.sampler.width, devices=1)
+    program = Program(recipe, setup.sampler, clients_plan, setup.evaluation.loss_fn, setup.evaluation.batch_size)
+    return _Job(hyperparameters, seed, setup.algorithm, params, setup.evaluation, program, Variant(key, traced))
+
+
+def _describe(
+    job: _Job, make: MakeAlgorithm, population: Population, pace: Pace, delta: float | None
+) -> dict[str, Any]:
+    """Returns what a finished trial must have in common with one for it not to be run again."""
+    run = describe_run(
+        job.params, (), job.variant.key, job.program.sampler, job.hyperparameters, pace.eval_every, delta
+    )
+    return {"function": make.__qualname__, "clients": population.num_clients, "rounds": pace.rounds, **run}
+
+
+def _groups(indices: list[int], jobs: list[_Job]) -> list[list[int]]:
+    """Returns the jobs that share what is compiled: the first one's evaluation serves them all."""
+    groups: dict[Any, list[int]] = {}
+    for i in indices:
+        program, traced = jobs[i].program, tuple(jobs[i].variant.hyperparameters)
+        groups.setdefault((program.recipe, traced, program.sampler, program.eval_batch_size), []).append(i)
+    return list(groups.values())
+
+
+def _plan_over_trials(job: _Job, count: int) -> Plan:
+    """Returns the plan for trials that each hold a model for every client of a cohort."""
+    width = job.program.plan.width
+    return choose_plan(jax.tree.map(lambda p: jax.ShapeDtypeStruct((width, *p.shape), p.dtype), job.params), count)
+
+
+def _batches(group: list[int], plan: Plan) -> Iterator[list[int]]:
+    at_once = plan.width * plan.devices
+    return (group[i : i + at_once] for i in range(0, len(group), at_once))
+
+
+def _run_together(
+    jobs: list[_Job], population: Population, pace: Pace, plan: Plan, delta: float | None, bar: tqdm, interrupted
+) -> list[History] | None:
+    """Returns the histories of trials that run side by side, or None if Ctrl-C came."""
+    first = jobs[0]
+    padded = jobs + [first] * (plan.width * plan.devices - len(jobs))
+    states = _stack([job.algorithm.init(job.params, job.variant.key, population) for job in padded])
+    active = np.arange(len(padded)) < len(jobs)
+    population, columns, variants, states = on_all_devices(
+        (population, first.evaluation.columns, _stack([job.variant for job in padded]), states), plan
+    )
+    histories, done, length = [[] for _ in jobs], 0, 1
+    while done < pace.rounds and (length := agreed(0 if interrupted() else length)):
+        started = time.perf_counter()
+        stop = min(done + length, pace.rounds)
+        schedule = pace.schedule(done, stop)
+        states, reports = sweep_segment(
+            states, schedule, active, population, columns, variants, program=first.program, plan=plan
+        )
+        reports = jax.device_get(reports)
+        seconds = (time.perf_counter() - started) / (stop - done)
+        numbers = np.arange(done, stop) + 1
+        for i, job in enumerate(jobs):
+            epsilons = epsilons_of(job.algorithm, job.program.sampler, numbers, pace, delta)
+            report = jax.tree.map(lambda leaf, i=i: leaf[i], reports)
+            histories[i].append(to_history(numbers, report, epsilons, seconds / len(jobs)))
+        bar.update(len(jobs) * (stop - done))
+        done, length = stop, next_length(seconds)
+    return [History.joined(parts) for parts in histories] if done == pace.rounds else None
+
+
+def _stack(trees: list[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+@partial(jax.jit, static_argnames=("program", "plan"), donate_argnums=0)
+def sweep_segment(
+    states: PyTree,
+    schedule: Schedule,
+    active: jax.Array,
+    population: Population,
+    columns: PyTree,
+    variants: Variant,
+    *,
+    program: Program,
+    plan: Plan,
+) -> tuple[PyTree, Report]:
+    """`run_rounds` for many trials, leaves [trials, ...]; those that are not active run none."""
+
+    def one_trial(shared: tuple, trial: tuple, is_active: jax.Array) -> tuple[tuple, tuple]:
+        schedule, population, columns = shared
+        state, variant = trial
+        schedule = schedule._replace(stop=jnp.where(is_active, schedule.stop, schedule.start))
+        return (), run_rounds(state, schedule, population, columns, variant, program)
+
+    return map_clients(one_trial, (schedule, population, columns), (states, variants), active, plan)[1]

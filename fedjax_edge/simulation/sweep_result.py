@@ -1,0 +1,124 @@
+"""What a sweep found: one history for each configuration and seed, and the questions one asks of them."""
+
+import os
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fedjax_edge.simulation.history import History
+from fedjax_edge.simulation.table import to_frame, write_csv
+
+
+class Trial(NamedTuple):
+    """One configuration with one seed, and what became of it."""
+
+    hyperparameters: dict[str, Any]
+    seed: int
+    history: History
+
+
+class Summary(NamedTuple):
+    """One number a seed, of one configuration."""
+
+    hyperparameters: dict[str, Any]
+    mean: float
+    std: float  # with n - 1 in the denominator; NaN for one seed
+    values: tuple[float, ...]  # [seeds]
+
+
+class SweepResult(NamedTuple):
+    """The trials that were finished, in the order of the grid."""
+
+    trials: tuple[Trial, ...]
+    interrupted: bool
+
+    def table(self) -> dict[str, np.ndarray]:
+        """Returns tidy columns: one row for each configuration, seed and evaluation."""
+        rows = [
+            {**trial.hyperparameters, "seed": trial.seed, **{name: trial.history[name][i] for name in trial.history}}
+            for trial in self.trials
+            for i in _evaluated(trial.history)
+        ]
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: np.array([_plain(row.get(name)) for row in rows]) for name in names}
+
+    def to_csv(self, path: str | os.PathLike) -> None:
+        """Writes `table()`; a file that is there is replaced whole or not at all."""
+        write_csv(self.table(), path)
+
+    def to_pandas(self) -> "pandas.DataFrame":  # noqa: F821
+        """Returns `table()` as a data frame.
+
+        Raises:
+          ImportError: if pandas is not installed.
+        """
+        return to_frame(self.table())
+
+    def summaries(self, metric: str = "test_accuracy") -> list[Summary]:
+        """Returns, for each configuration, the last measured value of a metric over the seeds.
+
+        Raises:
+          ValueError: for a metric that no history has.
+        """
+        return self._over_seeds(lambda history: _column(history, metric)[-1:])
+
+    def rounds_to_target(
+        self, target: float, metric: str = "test_accuracy", largest_is_best: bool = True
+    ) -> list[Summary]:
+        """Returns, for each configuration, the first evaluated round at which a metric is as good as `target`.
+
+        A trial that never is counts as infinite.
+        """
+
+        def first(history: History) -> np.ndarray:
+            values = history[metric] if largest_is_best else -history[metric]
+            reached = values >= (target if largest_is_best else -target)
+            return history["round"][reached][:1] if reached.any() else np.array([np.inf])
+
+        return self._over_seeds(first)
+
+    def best(self, metric: str = "test_accuracy", largest_is_best: bool = True) -> Summary:
+        """Returns the configuration with the best mean of a metric's last values; one whose mean is NaN is last.
+
+        Raises:
+          ValueError: for a metric that no history has, or if nothing was finished.
+        """
+        summaries = self.summaries(metric)
+        if not summaries:
+            raise ValueError("no trial was finished, so none is best")
+        sign = 1 if largest_is_best else -1
+        return max(summaries, key=lambda summary: -np.inf if np.isnan(summary.mean) else sign * summary.mean)
+
+    def _over_seeds(self, number_of) -> list[Summary]:
+        configurations: dict[tuple, list[Trial]] = {}
+        for trial in self.trials:
+            configurations.setdefault(tuple(trial.hyperparameters.items()), []).append(trial)
+        return [
+            _summary(trials[0].hyperparameters, [float(number_of(trial.history)[0]) for trial in trials])
+            for trials in configurations.values()
+        ]
+
+
+def _summary(hyperparameters: dict[str, Any], values: list[float]) -> Summary:
+    finite = np.isfinite(values).all()
+    std = np.std(values, ddof=1).item() if finite and len(values) > 1 else float("nan")
+    return Summary(hyperparameters, float(np.mean(values)), std, tuple(values))
+
+
+def _column(history: History, metric: str) -> np.ndarray:
+    """Returns the measured values of a column, or one NaN."""
+    if metric not in history:
+        raise ValueError(f"metric must be one of {list(history)}, got {metric!r}")
+    measured = history[metric][~np.isnan(history[metric])]
+    return measured if len(measured) else np.array([np.nan])
+
+
+def _evaluated(history: History) -> np.ndarray:
+    """Returns the rows with a test result; all of them where nothing was evaluated."""
+    tests = [history[name] for name in history if name.startswith("test_")]
+    return np.flatnonzero(~np.isnan(tests[0])) if tests else np.arange(history.rounds)
+
+
+def _plain(value: Any) -> Any:
+    """Returns what a cell of a table holds: a function is its name."""
+    return getattr(value, "__qualname__", value)

@@ -1,0 +1,32 @@
+"""Finished trials of a sweep in a folder, one file each, so that none is run twice."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedjax_edge.simulation.history import History
+
+
+def save_trial(directory: Path | None, description: Mapping[str, Any], history: History) -> None:
+    """Writes a file named after the description, whole or not at all; nothing without a directory."""
+    if directory is None:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    path = _path(directory, description)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"description": description, "history": history.to_dict()}) + "\n")
+    partial.replace(path)
+
+
+def find_trial(directory: Path | None, description: Mapping[str, Any]) -> History | None:
+    """Returns the history that was saved with this description, or None."""
+    if directory is None or not (path := _path(directory, description)).exists():
+        return None
+    return History(json.loads(path.read_text())["history"])
+
+
+def _path(directory: Path, description: Mapping[str, Any]) -> Path:
+    text = json.dumps(description, sort_keys=True)
+    return directory / f"{hashlib.sha256(text.encode()).hexdigest()[:20]}.json"

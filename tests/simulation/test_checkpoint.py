@@ -1,0 +1,157 @@
+"""Checkpoints, with processes that are really killed."""
+
+import random
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+import fedjax_edge as fe
+
+TWO_DEVICES = fe.make_plan(width=1, devices=2)
+
+
+def run(linear, rounds, checkpoints=None, algorithm=None, population=None, **options):
+    common = dict(
+        sampler=linear.sampler, evaluation=linear.evaluation, plan=TWO_DEVICES, progress=False, key=jax.random.key(1)
+    )
+    return fe.run(
+        algorithm or stateful(linear),
+        linear.params,
+        population or linear.population,
+        rounds=rounds,
+        checkpoints=checkpoints,
+        **(common | options),
+    )
+
+
+def stateful(linear):
+    return linear.scaffold(uplink=fe.compression.error_feedback(fe.compression.top_k(0.5)))
+
+
+def without_seconds(history):
+    return {name: column for name, column in history.items() if name != "seconds"}
+
+
+def assert_same(result, expected):
+    chex.assert_trees_all_equal(result.params, expected.params)
+    chex.assert_trees_all_equal(jax.device_get(result.state), jax.device_get(expected.state))
+    chex.assert_trees_all_equal(without_seconds(result.history), without_seconds(expected.history))
+    assert list(result.history) == list(expected.history)
+    assert result.claim == expected.claim
+
+
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(linear, tmp_path):
+    expected = run(linear, 9, eval_every=2)
+    run(linear, 4, fe.checkpoints(tmp_path, every=2), eval_every=2)
+    assert_same(run(linear, 9, fe.checkpoints(tmp_path, every=2, resume=True), eval_every=2), expected)
+
+
+def test_a_finished_run_resumes_to_what_it_was(linear, tmp_path):
+    finished = run(linear, 5, fe.checkpoints(tmp_path))
+    again = run(linear, 5, fe.checkpoints(tmp_path, resume=True))
+    assert_same(again, finished)
+    np.testing.assert_array_equal(again.history["seconds"], finished.history["seconds"])
+
+
+def test_states_on_the_host_are_saved_too(linear, tmp_path):
+    def hosted(name):
+        return fe.data.on_host(linear.population, tmp_path / name)
+
+    expected = run(linear, 6, population=hosted("a"))
+    run(linear, 3, fe.checkpoints(tmp_path / "saved"), population=hosted("b"))
+    resumed = run(linear, 6, fe.checkpoints(tmp_path / "saved", resume=True), population=hosted("c"))
+    assert_same(resumed, expected)
+    assert isinstance(resumed.state.clients["w"], np.memmap)
+
+
+def test_privacy_spent_resumes_with_the_rounds(linear, tmp_path):
+    algorithm = linear.fedavg(aggregator=fe.privacy.gaussian_mean(1.0, 2.0, denominator=5.0))
+    run(linear, 3, fe.checkpoints(tmp_path), algorithm, delta=1e-3)
+    resumed = run(linear, 6, fe.checkpoints(tmp_path, resume=True), algorithm, delta=1e-3)
+    assert_same(resumed, run(linear, 6, algorithm=algorithm, delta=1e-3))
+    assert resumed.claim.rounds == 6
+
+
+def test_only_the_last_ones_are_kept(linear, tmp_path):
+    run(linear, 9, fe.checkpoints(tmp_path, every=2, keep=3))
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [6, 8, 9]
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(linear, tmp_path):
+    run(linear, 2, fe.checkpoints(tmp_path, config={"skew": 0.3}))
+    with pytest.raises(ValueError, match=r"holds a checkpoint \(round 2\): resume it or choose another"):
+        run(linear, 2, fe.checkpoints(tmp_path, config={"skew": 0.3}))
+
+    def refused(message, config=0.3, **options):
+        with pytest.raises(ValueError, match=message):
+            run(linear, 4, fe.checkpoints(tmp_path, resume=True, config={"skew": config}), **options)
+
+    refused("config skew was 0.3, is 0.5$", config=0.5)
+    refused(r"key was \[0, 1\], is \[0, 2\]$", key=jax.random.key(2))
+    refused("eval_every was 1, is 2", eval_every=2)
+    refused("sampling was 'PoissonSampling.*', is 'FixedSampling", sampler=fe.data.uniform(10, 5))
+    refused("state.*was.*is None", algorithm=linear.fedavg())
+    refused(
+        r"another run: hyperparameter learning_rate was None, is '0\.1'",
+        algorithm=lambda learning_rate: stateful(linear),
+        hyperparameters={"learning_rate": 0.1},
+    )
+    assert run(linear, 2, fe.checkpoints(tmp_path, resume=True, config={"skew": 0.3})).history.rounds == 2
+
+
+@pytest.mark.parametrize("bad", [{"every": 0}, {"keep": 0}, {"every": 1.5}])
+def test_bad_numbers_are_refused(tmp_path, bad):
+    with pytest.raises(ValueError, match=f"{next(iter(bad))} must be an integer of at least 1"):
+        fe.checkpoints(tmp_path, **bad)
+
+
+PROGRAM = """
+import sys, jax, jax.numpy as jnp, numpy as np, optax, fedjax_edge as fe
+jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+def loss_fn(params, batch, key):
+    return (batch["x"] @ params["w"] - 1) ** 2
+rng = np.random.default_rng(0)
+data = fe.data.from_client_arrays([{"x": rng.normal(size=(n, 50)).astype(np.float32)} for n in (3, 9, 1, 5)])
+uplink = fe.compression.error_feedback(fe.compression.stochastic_uniform(4))
+algorithm = fe.algorithms.scaffold(loss_fn, 0.01, num_clients=4, batch_size=2, epochs=2, uplink=uplink)
+result = fe.run(
+    algorithm, {"w": jnp.zeros(50), "empty": jnp.zeros((0,))}, data, sampler=fe.data.poisson(4, 0.6), rounds=40,
+    key=jax.random.key(7), evaluation=fe.evaluation(loss_fn, data.columns), progress=False,
+    checkpoints=fe.checkpoints(sys.argv[1], every=1, resume=True),
+)
+np.savez(sys.argv[3], *map(np.asarray, jax.tree.leaves((result.params, result.state.clients, result.state.uplink))),
+         **{k: v for k, v in result.history.items() if k != "seconds"})
+"""
+
+
+def test_a_run_killed_at_random_moments_ends_bit_identical(tmp_path):
+    def start(folder):
+        out = tmp_path / f"{folder}.npz"
+        arguments = [sys.executable, "-c", PROGRAM, tmp_path / folder, tmp_path / "cache", out]
+        return subprocess.Popen(arguments)
+
+    def rounds_saved(folder):
+        return sum(1 for path in (tmp_path / folder).glob("*") if path.name.isdigit())
+
+    whole = start("whole")
+    assert whole.wait(300) == 0
+    rng, killed_while_writing = random.Random(0), 0
+    for _ in range(4):
+        process, before = start("killed"), set((tmp_path / "killed").glob("*"))
+        while process.poll() is None and set((tmp_path / "killed").glob("*")) == before:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.4))
+        process.kill()
+        process.wait()
+        killed_while_writing += any("tmp" in path.name for path in (tmp_path / "killed").glob("*"))
+    assert killed_while_writing and rounds_saved("killed") > 0
+    last = start("killed")
+    assert last.wait(300) == 0
+    expected, resumed = np.load(tmp_path / "whole.npz"), np.load(tmp_path / "killed.npz")
+    chex.assert_trees_all_equal(dict(resumed), dict(expected))
