@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from fedjax_edge.core.hosts import replicated
 from fedjax_edge.core.plan import Plan
 from fedjax_edge.core.protocols import PyTree
 from fedjax_edge.core.trees import zero_unless
@@ -49,7 +50,8 @@ def map_clients(
     else:
         total, rows = _over_devices(fn, plan.devices)(shared, dealt, filled)
     position = jnp.zeros(slots.size, jnp.int32).at[slots.ravel()].set(jnp.arange(slots.size, dtype=jnp.int32))
-    return total, jax.tree.map(lambda leaf: leaf.reshape(slots.size, *leaf.shape[2:])[position[:count]], rows)
+    rows = jax.tree.map(lambda leaf: leaf.reshape(slots.size, *leaf.shape[2:])[position[:count]], rows)
+    return total, rows if plan.devices == 1 else jax.lax.with_sharding_constraint(rows, _on_every(plan.devices))
 
 
 def _deal(cost: jax.Array | None, count: int, plan: Plan) -> jax.Array:
@@ -117,4 +119,8 @@ def on_all_devices(tree: PyTree, plan: Plan) -> PyTree:
     """Returns `tree` with a copy on every device of the plan, so that no call has to send it again."""
     if plan.devices == 1:
         return jax.device_put(tree, jax.devices()[0])
-    return jax.device_put(tree, NamedSharding(clients_mesh(plan.devices), PartitionSpec()))
+    return replicated(tree, _on_every(plan.devices))
+
+
+def _on_every(devices: int) -> NamedSharding:
+    return NamedSharding(clients_mesh(devices), PartitionSpec())

@@ -1,7 +1,11 @@
-"""Several processes, on one host or on many, that run the same program."""
+"""Several processes, on one host or on many, that run the same program on the devices of all of them."""
+
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 
 def agreed(value: int) -> int:
@@ -11,3 +15,19 @@ def agreed(value: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def replicated(tree: Any, sharding: NamedSharding) -> Any:
+    """Returns a pytree of arrays, equal in every process, as global arrays with a copy on every device."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def place(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return leaf
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(leaf)), impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree)

@@ -65,7 +65,8 @@ def choose_plan(params: PyTree, num_clients: int, devices: int | None = None) ->
       ValueError: for more devices than there are.
     """
     checks.integer("devices", jax.device_count() if devices is None else devices, at_most=jax.device_count())
-    devices = min(devices or jax.device_count(), num_clients)
+    everyone_takes_part = jax.process_count() > 1  # a process without a device in the mesh could not follow the program
+    devices = devices or (jax.device_count() if everyone_takes_part else min(jax.device_count(), num_clients))
     per_device = -(-num_clients // devices)
     model_bytes = max(size_in_bits(params) // 8, 1)
     if jax.default_backend() == "cpu":

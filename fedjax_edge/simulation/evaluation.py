@@ -53,5 +53,5 @@ def measure(params: PyTree, columns: PyTree, loss_fn: LossFn | None, batch_size:
         _, values = example_losses(loss_fn, params, take_rows(columns, rows), None)
         return masked_sums(values, rows < num_examples), None
 
-    one_at_a_time = Plan(width=1, devices=min(plan.devices, len(starts)))
+    one_at_a_time = Plan(width=1, devices=plan.devices)
     return map_clients(one_batch, (params, columns), starts, jnp.ones(len(starts), bool), one_at_a_time)[0]

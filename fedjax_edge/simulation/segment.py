@@ -114,8 +114,8 @@ def start_resident(
     pace: Pace,
 ) -> tuple[PyTree, Advance]:
     """Returns the initial state, and what runs rounds with all clients' data on every device."""
-    population, columns, variant = on_all_devices((population, columns, variant), program.plan)
-    state = on_all_devices(init(params, variant.key, population), program.plan)
+    state = init(params, variant.key, population)
+    state, population, columns, variant = on_all_devices((state, population, columns, variant), program.plan)
 
     def advance(state: PyTree, start: int, stop: int) -> tuple[PyTree, Report]:
         schedule = pace.schedule(start, stop)
