@@ -113,3 +113,21 @@ def test_a_hostile_client_behind_any_codec_moves_a_private_sum_by_at_most_the_cl
         if name in ("NaN", "infinite"):
             assert record.rejected == 1
             assert not moved.any()
+
+
+def temporary_bytes(cohort_size, width=1):
+    """What a round of a 199,210-parameter perceptron takes beside its inputs and outputs; nothing is allocated."""
+    model = fe.models.mnist_2nn()
+    loss_fn = fe.models.classification(model)
+    algorithm = fe.algorithms.fedavg(loss_fn, optax.sgd(0.1), batch_size=10, epochs=1)
+    columns = {"image": np.zeros((cohort_size, 28, 28), np.uint8), "label": np.zeros(cohort_size, np.uint8)}
+    population = fe.data.from_arrays(columns, np.arange(cohort_size))
+    state = jax.eval_shape(lambda key: algorithm.init(model.init(key), key, population), jax.random.key(0))
+    cohort = fe.data.everyone(cohort_size).sample(jax.random.key(0), jnp.int32(0))
+    round_ = jax.jit(lambda *arguments: algorithm.round(*arguments, fe.make_plan(width, 2)))
+    return round_.lower(state, cohort, population).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_ten_thousand_clients_take_the_memory_of_a_hundred():
+    assert temporary_bytes(10_000) < 1.2 * temporary_bytes(100)
+    assert temporary_bytes(100, width=10) > 2 * temporary_bytes(100)  # the number measured is the one that would grow

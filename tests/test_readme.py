@@ -16,6 +16,7 @@ from dp_accounting.pld import PLDAccountant
 
 import fedjax_edge as fe
 from fedjax_edge import plotting
+from fedjax_edge.cli.grid import parse_grid, parse_seeds
 from fedjax_edge.cli.main import parse
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +42,8 @@ assert 0 < result.claim.epsilon < 3.95
 assert [[int(data.size(i)) for i in range(data.num_clients)] for data in (by_owner, by_client, by_rows)] == [
     [3, 2, 1], [1, 6], [2, 3]
 ]
+assert len(swept.trials) == 8 and best.mean > 0.5 and len(best.values) == 2
+assert resumed.history.rounds == 8
 assert own_result.history["bits_up"].tolist() == [3 * 2 * 16] * 10
 assert own_result.history["test_loss"][9] < own_result.history["test_loss"][4] < 1
 print("all of README.md ran")
@@ -109,7 +112,14 @@ def test_the_entry_point_explains_itself():
     help_text = subprocess.run(
         [sys.executable, "-m", "fedjax_edge", "run", "--help"], capture_output=True, text=True, check=True
     ).stdout
-    mentioned = set(re.findall(r"--[a-z][a-z-]+", README)) - {"--help", "--config"}
+    mentioned = set(re.findall(r"--[a-z][a-z-]+", README)) - {
+        "--help",
+        "--config",
+        "--resume",
+        "--grid",
+        "--seeds",
+        "--launch",
+    }
     assert mentioned
     missing = {option for option in mentioned if not re.search(rf"{option}\b(?!-)", help_text)}
     assert not missing
@@ -119,9 +129,11 @@ def test_the_entry_point_explains_itself():
 def test_commands_are_well_formed(command):
     program, *arguments = shlex.split(command)
     if program.endswith("fedjax-edge"):
-        assert arguments[0] == "run"
+        assert arguments[0] in ("run", "sweep")
         if "--help" not in arguments:
-            parse(arguments[1:]).resolved()
+            config, given = parse(arguments[1:], arguments[0])
+            config.resolved()
+            assert arguments[0] == "run" or (parse_grid(given.grid) and parse_seeds(given.seeds))
     elif program.endswith("python") and arguments[0] != "-m":
         assert (ROOT / arguments[0]).is_file()
     else:
@@ -202,7 +214,7 @@ def test_epsilon_that_is_not_claimed():
 
 
 def test_the_main_job_is_as_described():
-    config = parse([]).resolved()
+    config = parse([])[0].resolved()
     assert (config.clients, config.rounds, config.local_epochs, config.bits) == (300, 40, 2, 8)
     assert (config.partition, config.skew, config.cohort, config.sampling) == ("dirichlet", None, None, "poisson")
     assert (config.noise_multiplier, config.delta, config.model) == (2.75, 1e-3, "small-cnn")

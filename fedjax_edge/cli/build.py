@@ -10,7 +10,7 @@ from fedjax_edge import aggregation, algorithms, compression, data, models, priv
 from fedjax_edge.cli.config import RunConfig
 from fedjax_edge.core import RunStream, chain, derive
 from fedjax_edge.core.protocols import Aggregator, FederatedAlgorithm, LossFn, PyTree, Sampler
-from fedjax_edge.simulation import Evaluation, evaluation
+from fedjax_edge.simulation import Evaluation, Setup, evaluation
 
 DEFAULT_SKEW = {"dirichlet": 0.3, "shards": 2, "classes": 2, "power-law": 1.5, "log-normal": 1.0}
 
@@ -29,21 +29,27 @@ class Parts(NamedTuple):
 def build(config: RunConfig) -> Parts:
     """Returns the parts of the run that resolved options describe."""
     key = jax.random.key(config.seed)
-    population, test = _data(config, derive(key, RunStream.SPLIT))
-    model, loss_fn = _model(config)
-    sampler = _sampler(config, population.num_clients)
-    noise_multiplier = _noise_multiplier(config, sampler)
+    population, test = build_data(config, derive(key, RunStream.SPLIT))
+    setup = build_setup(config, population.num_clients, test)
     return Parts(
-        algorithm=_algorithm(config, loss_fn, sampler, noise_multiplier),
-        params=model.init(derive(key, RunStream.INIT)),
+        algorithm=setup.algorithm,
+        params=setup.params(derive(key, RunStream.INIT)),
         population=population,
-        sampler=sampler,
-        evaluation=evaluation(loss_fn, test),
-        noise_multiplier=noise_multiplier,
+        sampler=setup.sampler,
+        evaluation=setup.evaluation,
+        noise_multiplier=_noise_multiplier(config, setup.sampler),
     )
 
 
-def _data(config: RunConfig, key: jax.Array) -> tuple[data.FederatedDataset, PyTree]:
+def build_setup(config: RunConfig, num_clients: int, test: PyTree) -> Setup:
+    """Returns all but the data; options that are floats may be traced."""
+    model, loss_fn = _model(config)
+    sampler = _sampler(config, num_clients)
+    algorithm = _algorithm(config, loss_fn, sampler, _noise_multiplier(config, sampler))
+    return Setup(algorithm, model.init, sampler, evaluation(loss_fn, test))
+
+
+def build_data(config: RunConfig, key: jax.Array) -> tuple[data.FederatedDataset, PyTree]:
     """Returns the devices' data and the test columns."""
     if config.dataset == "shakespeare":
         train, test = data.shakespeare()
@@ -128,8 +134,10 @@ def _algorithm(
 def _aggregator(config: RunConfig, sampler: Sampler, noise_multiplier: float | None) -> Aggregator:
     if config.clip_norm is None:
         return aggregation.weighted_mean()
-    private = privacy.gaussian_mean(config.clip_norm, noise_multiplier or 0.0, denominator=sampler.expected_size)
-    return private if noise_multiplier else private._replace(accountant=None)
+    if noise_multiplier is None:
+        noiseless = privacy.gaussian_mean(config.clip_norm, 0.0, denominator=sampler.expected_size)
+        return noiseless._replace(accountant=None)
+    return privacy.gaussian_mean(config.clip_norm, noise_multiplier, denominator=sampler.expected_size)
 
 
 def _client_optimizer(config: RunConfig) -> optax.GradientTransformation:

@@ -11,7 +11,8 @@ from fedjax_edge.core import checks
 class RunConfig:
     """Train one model on many simulated edge devices.
 
-    `--config FILE` repeats a run from its config.json; further options change it.
+    `--config FILE` repeats a run from its config.json; further options change it. `--resume DIR` goes on with a run
+    that was stopped, or for more `--rounds`.
 
     Without options: 300 devices of 33 or 34 images each with a label mix of its own, half of them drawn at random each
     round, 8-bit uplinks, and differential privacy for whole devices.
@@ -76,8 +77,10 @@ class RunConfig:
     """XLA devices to use. Default: all; on a CPU, one per core."""
     eval_every: int = 1
     """Rounds between two evaluations."""
+    checkpoint_every: int = 10
+    """Rounds between two checkpoints, from which `--resume` goes on."""
     out: Path | None = None
-    """A new folder for history.csv, config.json and curves.png. Default: runs/ and the time."""
+    """A new folder for the results and checkpoints. Default: runs/ and the time."""
 
     def resolved(self) -> "RunConfig":
         """Returns the options with every default that depends on others filled in.
@@ -104,6 +107,7 @@ class RunConfig:
                 checks.positive(name, getattr(self, name))
         for name in ("client_momentum", "server_momentum"):
             checks.non_negative(name, getattr(self, name))
+        checks.integer("checkpoint_every", self.checkpoint_every)
         checks.integer("seed", self.seed, at_least=0, at_most=2**32 - 1)
 
     def _check_combinations(self) -> None:
@@ -125,6 +129,11 @@ class RunConfig:
                 raise ValueError(f"{side}_momentum is SGD's, not {optimizer}'s")
         if private and self.clip_norm is None:
             raise ValueError("noise without clipping is not privacy: give clip_norm, or noise_multiplier None")
+
+    def identity(self) -> dict[str, Any]:
+        """Returns the options that decide a run's result, but for its length: a resumed run must share them."""
+        elsewhere = ("rounds", "eval_every", "data_dir", "devices", "checkpoint_every", "out")
+        return {name: value for name, value in self.to_dict().items() if name not in elsewhere}
 
     @classmethod
     def from_dict(cls, options: dict[str, Any]) -> "RunConfig":

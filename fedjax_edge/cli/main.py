@@ -1,59 +1,98 @@
-"""The command line: `fedjax-edge run`, also as `python -m fedjax_edge run`."""
+"""The command line: `fedjax-edge run` and `fedjax-edge sweep`, also as `python -m fedjax_edge ...`."""
 
 import argparse
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
 
-from fedjax_edge.cli.build import build
+from fedjax_edge.cli.build import build, build_data, build_setup
+from fedjax_edge.cli.compiled import use_compilation_cache
 from fedjax_edge.cli.config import RunConfig
-from fedjax_edge.cli.output import new_folder, read_config, save, summary
-from fedjax_edge.core import choose_plan, use_cpu_cores
+from fedjax_edge.cli.grid import STATIC, parse_grid, parse_seeds
+from fedjax_edge.cli.output import (
+    open_folder,
+    options_of,
+    read_config,
+    save,
+    save_sweep,
+    summary,
+    sweep_summary,
+    versions,
+    write_record,
+)
+from fedjax_edge.core import RunStream, choose_plan, derive, use_cpu_cores
+from fedjax_edge.simulation import Setup, checkpoints
 from fedjax_edge.simulation import run as run_rounds
+from fedjax_edge.simulation import sweep as run_sweep
 
-USAGE = """usage: fedjax-edge run [--config FILE] [OPTIONS]
+USAGE = """usage: fedjax-edge run [--config FILE | --resume DIR] [OPTIONS]
+       fedjax-edge sweep --grid OPTION=VALUE,VALUE [OPTION=...] [--seeds SEED,SEED] [--resume DIR] [OPTIONS]
 
 Simulates federated learning on edge devices.
 
   fedjax-edge run                  300 devices, non-IID MNIST, 8-bit uplinks, differential privacy
   fedjax-edge run --help           the options
   fedjax-edge run --config FILE    repeats a run from its config.json; further options change it
+  fedjax-edge run --resume DIR     goes on with a run that was stopped, or for more --rounds
+  fedjax-edge sweep --grid client-learning-rate=0.05,0.1 bits=4,8 --seeds 0,1,2
+                                   every combination with every seed; the other options are those of run
 """
+
+SWEEP_HELP = """Train with every combination of options and with every seed.
+
+--grid OPTION=VALUE,VALUE [OPTION=...] names the options to vary and their values, --seeds 0,1,2 the seeds of the runs;
+the split of the data is that of --seed. --resume DIR goes on with a sweep that was stopped. The other options are those
+of all runs."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; what is wrong with the options ends it with a message and a status that is not zero."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    commands = {"run": run, "sweep": sweep}
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
-    elif arguments[:1] != ["run"]:
-        raise SystemExit(f"{USAGE}\nfedjax-edge: expected the command run, got {arguments[:1]}")
+    elif not arguments or arguments[0] not in commands:
+        raise SystemExit(f"{USAGE}\nfedjax-edge: expected the command run or sweep, got {arguments[:1]}")
     else:
         try:
-            run(parse(arguments[1:]))
+            commands[arguments[0]](arguments[1:])
         except (ValueError, ConnectionError) as error:
-            raise SystemExit(f"fedjax-edge run: {error}") from error
+            raise SystemExit(f"fedjax-edge {arguments[0]}: {error}") from error
 
 
-def parse(arguments: list[str]) -> RunConfig:
-    """Returns the options given on the command line, on top of those of `--config FILE`."""
-    files = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    files.add_argument("--config")
-    known, options = files.parse_known_args(arguments)
-    default = RunConfig() if known.config is None else read_config(known.config)
-    return tyro.cli(RunConfig, args=options, default=default, prog="fedjax-edge run")
+def parse(arguments: list[str], command: str = "run") -> tuple[RunConfig, argparse.Namespace]:
+    """Returns the options, on top of those of `--config FILE` or of the run in `--resume DIR`, and what is not one."""
+    others = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    others.add_argument("--config", type=Path)
+    others.add_argument("--resume", type=Path)
+    if command == "sweep":
+        others.add_argument("--grid", nargs="+", default=[])
+        others.add_argument("--seeds", default="0")
+    given, options = others.parse_known_args(arguments)
+    file = given.config if given.resume is None else given.resume / "config.json"
+    default = RunConfig() if file is None else read_config(file)
+    description = SWEEP_HELP if command == "sweep" else None
+    config = tyro.cli(RunConfig, args=options, default=default, prog=f"fedjax-edge {command}", description=description)
+    return (config if given.resume is None else replace(config, out=given.resume)), given
 
 
-def run(config: RunConfig) -> None:
-    """Runs what the options say, shows its progress, and leaves its results in a new folder."""
+def run(arguments: list[str]) -> None:
+    """Runs what the options say, shows its progress, and leaves its results in a folder."""
+    config, given = parse(arguments)
     resolved = config.resolved()
     use_cpu_cores(resolved.devices)
+    use_compilation_cache()
     parts = build(resolved)
-    folder = new_folder(resolved.out)
     plan = choose_plan(parts.params, parts.sampler.width, resolved.devices)
+    folder = open_folder(resolved.out, resume=given.resume is not None)
     print(f"{plan.explain(parts.sampler.width)}; results go to {folder}", flush=True)
+    if given.resume is None:
+        write_record(folder, {"options": options_of(config)})
 
     started = time.perf_counter()
     result = run_rounds(
@@ -65,10 +104,53 @@ def run(config: RunConfig) -> None:
         key=jax.random.key(resolved.seed),
         evaluation=parts.evaluation,
         eval_every=resolved.eval_every,
-        delta=resolved.delta if parts.algorithm.accountant else None,
+        delta=resolved.delta,
         accounted_only=resolved.accounted_only,
         plan=plan,
+        checkpoints=checkpoints(
+            folder / "checkpoints",
+            every=resolved.checkpoint_every,
+            resume=given.resume is not None,
+            config=resolved.identity(),
+        ),
     )
     seconds = time.perf_counter() - started
     save(folder, config, parts, plan, result)
     print(summary(result, parts, seconds))
+
+
+def sweep(arguments: list[str]) -> None:
+    """Runs every combination of a grid with every seed, and leaves a table and a picture in a folder."""
+    config, given = parse(arguments, "sweep")
+    grid, seeds = parse_grid(given.grid), parse_seeds(given.seeds)
+    if not grid:
+        raise ValueError("give a grid, such as --grid client-learning-rate=0.05,0.1")
+    resolved = config.resolved()
+    use_cpu_cores(resolved.devices)
+    use_compilation_cache()
+    population, test = build_data(resolved, derive(jax.random.key(resolved.seed), RunStream.SPLIT))
+
+    def make(**hyperparameters: Any) -> Setup:
+        return build_setup(replace(config, **hyperparameters).resolved(), population.num_clients, test)
+
+    default = build_setup(resolved, population.num_clients, test)
+    folder = open_folder(resolved.out, resume=given.resume is not None)
+    print(f"results go to {folder}", flush=True)
+    write_record(folder, {"options": options_of(config), "grid": grid, "seeds": seeds, "versions": versions()})
+    started = time.perf_counter()
+    result = run_sweep(
+        make,
+        grid,
+        default.params,
+        population,
+        sampler=default.sampler,
+        rounds=resolved.rounds,
+        seeds=seeds,
+        evaluation=default.evaluation,
+        eval_every=resolved.eval_every,
+        delta=resolved.delta,
+        static=STATIC,
+        directory=folder / "trials",
+    )
+    save_sweep(folder, grid, result)
+    print(sweep_summary(result, time.perf_counter() - started))

@@ -6,6 +6,7 @@ import os
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,17 +15,19 @@ from fedjax_edge.cli.config import RunConfig
 from fedjax_edge.core.plan import Plan
 from fedjax_edge.core.protocols import PrivacyClaim
 from fedjax_edge.core.trees import size_in_bits
-from fedjax_edge.simulation import RunResult
+from fedjax_edge.simulation import RunResult, Summary, SweepResult
 
 VERSIONS_OF = ("fedjax-edge", "jax", "jaxlib", "flax", "optax", "numpy", "dp-accounting")
 
 
-def new_folder(path: Path | None) -> Path:
-    """Makes the folder of a run, by default `runs/` and the time.
+def open_folder(path: Path | None, resume: bool = False) -> Path:
+    """Makes the folder of a run, by default `runs/` and the time; or finds the one that is to be resumed.
 
     Raises:
-      ValueError: if there is something in it already.
+      ValueError: if there is something in a new one already.
     """
+    if resume:
+        return path
     if path is None:
         return _numbered(Path("runs", time.strftime("%Y-%m-%d_%H%M%S")))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -56,21 +59,47 @@ def read_config(path: str | os.PathLike) -> RunConfig:
         raise ValueError(f"config={path} is not the config.json of a run: {error!r}") from error
 
 
+def options_of(config: RunConfig) -> dict[str, Any]:
+    """Returns the options that repeat a run, in a folder of its own."""
+    return {**config.to_dict(), "out": None}
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what a run's numbers depend on."""
+    return {name: version(name) for name in VERSIONS_OF}
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Writes `config.json`, whole or not at all."""
+    _replace(folder / "config.json", lambda partial: partial.write_text(json.dumps(record, indent=2) + "\n"))
+
+
 def save(folder: Path, config: RunConfig, parts: Parts, plan: Plan, result: RunResult) -> None:
     """Writes `config.json`, `history.csv` and `curves.png`, each whole or not at all."""
     from fedjax_edge.plotting import plot_history  # matplotlib is slow to import
 
-    options = {**config.to_dict(), "devices": plan.devices, "out": None}
     record = {
-        "options": options,
+        "options": {**options_of(config), "devices": plan.devices},
         "noise_multiplier": parts.noise_multiplier,
         "plan": plan._asdict(),
         "claim": result.claim and result.claim._asdict(),
-        "versions": {name: version(name) for name in VERSIONS_OF},
+        "versions": versions(),
     }
     result.history.to_csv(folder / "history.csv")
-    _replace(folder / "config.json", lambda partial: partial.write_text(json.dumps(record, indent=2) + "\n"))
+    write_record(folder, record)
     _replace(folder / "curves.png", lambda partial: plot_history(result.history).savefig(partial, format="png"))
+
+
+def save_sweep(folder: Path, grid: dict[str, list], result: SweepResult) -> None:
+    """Writes `sweep.csv` and, of a grid with two or more sides, `heat_map.png`, each whole or not at all."""
+    from fedjax_edge.plotting import plot_sweep
+
+    if result.trials:
+        result.to_csv(folder / "sweep.csv")
+    sides = [name for name, values in grid.items() if len(values) > 1]
+    if len(sides) >= 2 and not result.interrupted:
+        figure = plot_sweep(result, *sides[:2]).figure
+        _replace(folder / "heat_map.png", lambda partial: figure.savefig(partial, format="png"))
 
 
 def _replace(path: Path, write) -> None:
@@ -82,7 +111,7 @@ def _replace(path: Path, write) -> None:
 def summary(result: RunResult, parts: Parts, seconds: float) -> str:
     """Returns what a run ends by saying: accuracy, privacy, traffic and time."""
     history = result.history
-    lines = [f"interrupted after {history.rounds} rounds; what was done is kept"] if result.interrupted else []
+    lines = [f"interrupted after {history.rounds} rounds; --resume goes on"] if result.interrupted else []
     accuracy, loss = history.last("test_accuracy"), history.last("test_loss")
     lines.append("not evaluated yet" if np.isnan(accuracy) else f"test accuracy {accuracy:.2%}, loss {loss:.4f}")
     lines.append(_privacy(result.claim))
@@ -92,6 +121,24 @@ def summary(result: RunResult, parts: Parts, seconds: float) -> str:
     whole = history["clients"].sum() * size_in_bits(parts.params) / 8e6
     lines.append(f"sent up {sent:.1f} MB, {sent / whole:.0%} of the {whole:.1f} MB of uncompressed updates")
     return "\n".join([*lines, f"{history.rounds} rounds in {seconds:.1f} s"])
+
+
+def sweep_summary(result: SweepResult, seconds: float) -> str:
+    """Returns what a sweep ends by saying: every configuration, the best one, and the time."""
+    lines = [f"{_words(one.hyperparameters)}: test accuracy {_mean_and_std(one)}" for one in result.summaries()]
+    if result.interrupted:
+        lines.append(f"interrupted after {len(result.trials)} trials; --resume goes on")
+    if result.trials:
+        lines.append(f"best: {_words(result.best().hyperparameters)}")
+    return "\n".join([*lines, f"{len(result.trials)} trials in {seconds:.1f} s"])
+
+
+def _words(hyperparameters: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in hyperparameters.items())
+
+
+def _mean_and_std(one: Summary) -> str:
+    return f"{one.mean:.2%}" if np.isnan(one.std) else f"{one.mean:.2%} ± {one.std:.2%} over {len(one.values)} seeds"
 
 
 def _privacy(claim: PrivacyClaim | None) -> str:

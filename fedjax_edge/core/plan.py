@@ -5,12 +5,14 @@ from typing import NamedTuple
 import jax
 
 from fedjax_edge.core import checks
+from fedjax_edge.core.memory import available_bytes, in_words
 from fedjax_edge.core.protocols import PyTree
 from fedjax_edge.core.trees import size_in_bits
 
 CPU_CHUNK_BYTES = 2**19  # parameters of one chunk that a core's own cache holds
 CPU_MAX_WIDTH = 10
 CPU_LINEAR_ARRAYS = 2  # a kernel and a bias: a linear model, whose short steps are mostly dispatch
+ASSUMED_BYTES = 8 * 2**30  # of an accelerator that does not say how much memory it has
 COPIES_PER_CLIENT = 6  # parameters, gradient, update, optimizer state, activations: what a training client holds
 
 
@@ -23,19 +25,21 @@ class Plan(NamedTuple):
     width: int = 1
     devices: int = 1
     reason: str = "given"
+    memory: int | None = None  # bytes that the clients in training are predicted to take, on all devices together
 
     def explain(self, num_clients: int) -> str:
-        """Says in words what happens to `num_clients` clients.
+        """Says in words what happens to `num_clients` clients, why, and how much memory it is predicted to take.
 
-        >>> Plan(width=5, devices=2).explain(100)
-        '100 clients = 2 devices x 10 chunks in sequence x 5 clients vmapped (given)'
+        >>> Plan(width=5, devices=2, memory=10**7).explain(100)
+        '100 clients = 2 devices x 10 chunks in sequence x 5 clients vmapped (given); at its peak about 10.0 MB'
         """
         chunks = -(-num_clients // (self.width * self.devices))
         devices, chunks, width = (
             f"{count} {noun}{'s' * (count > 1)}"
             for count, noun in ((self.devices, "device"), (chunks, "chunk"), (self.width, "client"))
         )
-        return f"{num_clients} clients = {devices} x {chunks} in sequence x {width} vmapped ({self.reason})"
+        memory = "" if self.memory is None else f"; at its peak about {in_words(self.memory)}"
+        return f"{num_clients} clients = {devices} x {chunks} in sequence x {width} vmapped ({self.reason}){memory}"
 
 
 def make_plan(width: int = 1, devices: int = 1) -> Plan:
@@ -72,7 +76,9 @@ def choose_plan(params: PyTree, num_clients: int, devices: int | None = None) ->
     if jax.default_backend() == "cpu":
         is_linear = len(jax.tree.leaves(params)) <= CPU_LINEAR_ARRAYS
         width = max(1, min(CPU_CHUNK_BYTES // model_bytes, CPU_MAX_WIDTH, per_device)) if is_linear else 1
-        return Plan(width, devices, f"CPU, {model_bytes:,} bytes of parameters a client")
-    free = (jax.devices()[0].memory_stats() or {}).get("bytes_limit", 8 * 2**30) // 2
-    width = max(1, min(per_device, free // (COPIES_PER_CLIENT * model_bytes)))
-    return Plan(width, devices, f"{jax.default_backend()}, {free:,} bytes for clients")
+        reason = f"CPU, {in_words(model_bytes)} of parameters a client"
+    else:
+        free = (available_bytes() or ASSUMED_BYTES) // 2
+        width = max(1, min(per_device, free // (COPIES_PER_CLIENT * model_bytes)))
+        reason = f"{jax.default_backend()}, {in_words(free)} for clients of {in_words(model_bytes)}"
+    return Plan(width, devices, reason, memory=COPIES_PER_CLIENT * model_bytes * width * devices)

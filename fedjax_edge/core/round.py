@@ -1,5 +1,6 @@
 """One federated round: where a client update, an uplink, an aggregator and a server update become an algorithm."""
 
+import logging
 from typing import NamedTuple
 
 import jax
@@ -8,8 +9,9 @@ import optax
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.counts import Count
-from fedjax_edge.core.executor import map_clients
+from fedjax_edge.core.executor import ClientFn, map_clients
 from fedjax_edge.core.keys import ClientStream, RunStream, client_key, derive
+from fedjax_edge.core.memory import available_bytes, in_words
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import (
     Aggregator,
@@ -27,6 +29,8 @@ from fedjax_edge.core.protocols import (
 from fedjax_edge.core.server import as_server_update
 from fedjax_edge.core.transforms import IDENTITY, as_transform
 from fedjax_edge.core.trees import gather, is_finite, replicate, scatter, size_in_bits, zero_unless
+
+_log = logging.getLogger(__name__)
 
 
 class RoundState(NamedTuple):
@@ -115,6 +119,8 @@ def federated(
         slots = (cohort.ids, *streams, *gather((state.clients, state.uplink), state_rows))
         cost = jnp.where(cohort.present, population.size(cohort.ids), 0)
 
+        if aggregator.stacked:
+            _check_stack_fits(one_client, shared, slots)
         (total, record), (rows, counts, states) = map_clients(one_client, shared, slots, cohort.present, plan, cost)
 
         total = Stacked(rows, counts) if aggregator.stacked else total
@@ -131,3 +137,16 @@ def federated(
         ), record
 
     return FederatedAlgorithm(init, round_, lambda state: server.params(state.server), aggregator.accountant)
+
+
+def _check_stack_fits(one_client: ClientFn, shared: PyTree, slots: PyTree) -> None:
+    """Says, while tracing, how much memory the contributions of all clients side by side will take."""
+    count = jax.tree.leaves(slots)[0].shape[0]
+    one = jax.eval_shape(one_client, shared, jax.tree.map(lambda leaf: leaf[0], slots), jnp.bool_(True))[1][0]
+    needed, free = count * size_in_bits(one) // 8, available_bytes()
+    words = f"stacking the contributions of {count} clients takes {in_words(needed)}"
+    _log.info(words)
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"{words}, and {in_words(free)} are free: draw a smaller cohort, or use an aggregator that sums"
+        )

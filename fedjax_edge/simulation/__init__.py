@@ -7,6 +7,7 @@ from fedjax_edge.simulation.recipe import Setup
 from fedjax_edge.simulation.run import RunResult, run
 from fedjax_edge.simulation.sweep import sweep
 from fedjax_edge.simulation.sweep_result import Summary, SweepResult, Trial
+from fedjax_edge.simulation.tuning import tune_plan
 
 __all__ = [
     "NO_EVALUATION",
@@ -22,4 +23,5 @@ __all__ = [
     "evaluation",
     "run",
     "sweep",
+    "tune_plan",
 ]

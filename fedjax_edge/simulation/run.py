@@ -101,7 +101,7 @@ def run(
     claim_of(algorithm, sampler, rounds, delta)  # what cannot be claimed is refused before training
 
     plan = plan or choose_plan(params, sampler.width)
-    program = Program(recipe, sampler, plan, evaluation.loss_fn, evaluation.batch_size)
+    program = Program(recipe, sampler, Plan(plan.width, plan.devices), evaluation.loss_fn, evaluation.batch_size)
     start = start_hosted if isinstance(population, HostedDataset) else start_resident
     pace, variant = Pace(rounds, eval_every), Variant(key, traced)
     state, advance = start(algorithm.init, params, population, evaluation.columns, variant, program, pace)

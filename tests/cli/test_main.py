@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fedjax_edge.cli.output import new_folder
+from fedjax_edge.cli.output import open_folder
 
 SHORT = ["--rounds", "2", "--clients", "60", "--cohort", "10", "--local-epochs", "1"]
 COLUMNS = {
@@ -35,15 +35,15 @@ def first_run(tmp_path_factory):
     return folder, fedjax_edge("run", *SHORT, "--out", folder)
 
 
-def rows(folder):
-    table = list(csv.DictReader((folder / "history.csv").read_text().splitlines()))
+def rows(folder, name="history.csv"):
+    table = list(csv.DictReader((folder / name).read_text().splitlines()))
     return [{name: value for name, value in row.items() if name != "seconds"} for row in table]
 
 
 def test_a_run_leaves_its_history_configuration_and_picture(first_run):
     folder, result = first_run
     assert result.returncode == 0, result.stderr
-    assert {path.name for path in folder.iterdir()} == {"history.csv", "config.json", "curves.png"}
+    assert {path.name for path in folder.iterdir()} == {"history.csv", "config.json", "curves.png", "checkpoints"}
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     table = rows(folder)
     assert set(table[0]) >= COLUMNS
@@ -99,6 +99,39 @@ def test_ctrl_c_keeps_what_was_done(tmp_path):
     assert f"interrupted after {len(rows(tmp_path / 'run'))} rounds" in printed
 
 
+def test_a_run_that_was_stopped_resumes_to_the_result_of_one_that_was_not(first_run, tmp_path):
+    whole, _ = first_run
+    shorter = fedjax_edge("run", *SHORT, "--rounds", "1", "--out", tmp_path / "run")
+    assert shorter.returncode == 0, shorter.stderr
+    options = (tmp_path / "run" / "config.json").read_bytes()
+    other = fedjax_edge("run", "--resume", tmp_path / "run", "--rounds", "2", "--client-learning-rate", "0.2")
+    assert "is of another run: config client_learning_rate was 0.1, is 0.2" in other.stderr
+    assert (tmp_path / "run" / "config.json").read_bytes() == options
+    resumed = fedjax_edge("run", "--resume", tmp_path / "run", "--rounds", "2")
+    assert resumed.returncode == 0, resumed.stderr
+    assert rows(tmp_path / "run")[-1] == rows(whole)[-1]
+    assert len(rows(tmp_path / "run")) == 2
+
+
+def test_a_sweep_leaves_a_table_and_a_picture_and_is_not_run_twice(tmp_path):
+    grid = ["--grid", "client-learning-rate=0.05,0.1", "bits=4,8", "--seeds", "0,1"]
+    first = fedjax_edge("sweep", *SHORT, *grid, "--out", tmp_path / "sweep")
+    assert first.returncode == 0, first.stderr
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
+        "sweep.csv", "heat_map.png", "config.json", "trials"
+    }  # fmt: skip
+    table = rows(tmp_path / "sweep", "sweep.csv")
+    assert [(row["client_learning_rate"], row["bits"], row["seed"], row["round"]) for row in table] == [
+        (rate, bits, seed, number) for rate in ("0.05", "0.1") for bits in "48" for seed in "01" for number in "12"
+    ]
+    assert "best: client_learning_rate" in first.stdout and "over 2 seeds" in first.stdout
+    again = fedjax_edge("sweep", *grid, "--resume", tmp_path / "sweep")
+    assert again.returncode == 0, again.stderr
+    assert rows(tmp_path / "sweep", "sweep.csv") == table
+    assert first.stdout.splitlines()[1:-1] == again.stdout.splitlines()[1:-1]
+    assert float(again.stdout.split()[-2]) < float(first.stdout.split()[-2])
+
+
 def test_without_privacy_it_says_so_and_the_default_folder_is_new(tmp_path):
     plain = ["--noise-multiplier", "None", "--clip-norm", "None", "--bits", "None"]
     result = fedjax_edge("run", *SHORT, *plain, cwd=tmp_path)
@@ -128,7 +161,7 @@ def test_help_reads_well():
 def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda format: "now")
-    assert [new_folder(None).name for _ in range(3)] == ["now", "now_2", "now_3"]
+    assert [open_folder(None).name for _ in range(3)] == ["now", "now_2", "now_3"]
 
 
 @pytest.mark.parametrize(
@@ -140,6 +173,14 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
         (["run", "--bits", "0"], "bits must be an integer from 1 to 16, got 0"),
         (["run", "--clip-norm", "-1"], "clip_norm must be a finite number above 0, got -1.0"),
         (["run", "--config", "nowhere.json"], "nowhere.json is not the config.json of a run"),
+        (["run", "--resume", "nowhere"], "config.json is not the config.json of a run"),
+        (["run", "--checkpoint-every", "0"], "checkpoint_every must be an integer of at least 1, got 0"),
+        (["sweep"], "give a grid, such as --grid client-learning-rate=0.05,0.1"),
+        (["sweep", "--grid", "clients=3,4"], "must be OPTION=VALUE,VALUE with an option of"),
+        (["sweep", "--grid", "bits=4,few"], "bits must be of type int, got 'few'"),
+        (["sweep", "--grid", "bits=4", "bits=8"], "bits comes twice"),
+        (["sweep", "--grid", "model=cnn,transformer"], "model must be one of"),
+        (["sweep", "--grid", "bits=4", "--seeds", "x"], "seeds must be integers with commas between, got 'x'"),
         (["train"], "expected the command run"),
         ([], "expected the command run"),
     ],

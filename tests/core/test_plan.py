@@ -20,7 +20,8 @@ def test_no_more_devices_than_clients():
 
 def test_a_plan_says_what_it_does():
     assert "100 clients = 2 devices x 10 chunks in sequence x 5 clients vmapped" in Plan(5, 2).explain(100)
-    assert "bytes of parameters" in choose_plan(jnp.zeros(10), 100).explain(100)
+    assert "40 bytes of parameters" in choose_plan(jnp.zeros(10), 100).explain(100)
+    assert "at its peak about 9.6 kB" in choose_plan([jnp.zeros(100)] * 2, 2).explain(2)
 
 
 @pytest.mark.parametrize("bad", [dict(width=0), dict(devices=0), dict(devices=9), dict(width=1.5)])

@@ -206,3 +206,16 @@ def test_the_default_plan_is_chosen(population):
     chosen, _ = one_round(algorithm, population, cohort_of(3, 0, 2), plan=None)
     given, _ = one_round(algorithm, population, cohort_of(3, 0, 2))
     chex.assert_trees_all_close(algorithm.params(chosen), algorithm.params(given))
+
+
+def test_a_stack_says_how_much_memory_it_takes_before_it_takes_it(population, monkeypatch, caplog):
+    algorithm, cohort = federated(sends(client_number), optax.sgd(1.0), summing(stacked=True)), cohort_of(0, 1, 2)
+    with caplog.at_level("INFO", "fedjax_edge.core.round"):
+        one_round(algorithm, population, cohort)
+    assert "stacking the contributions of 3 clients takes 24 bytes" in caplog.messages
+    monkeypatch.setattr("fedjax_edge.core.round.available_bytes", lambda: 23)
+    algorithm = federated(sends(client_number), optax.sgd(1.0), summing(stacked=True))  # not compiled yet
+    message = "takes 24 bytes, and 23 bytes are free: draw a smaller cohort, or use an aggregator that sums"
+    with pytest.raises(MemoryError, match=message):
+        one_round(algorithm, population, cohort)
+    one_round(federated(sends(client_number), optax.sgd(1.0), summing()), population, cohort)

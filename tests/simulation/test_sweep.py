@@ -36,23 +36,36 @@ def make_private(linear, learning_rate, noise_multiplier=1.0, bits=8):
     )
 
 
-@pytest.mark.parametrize("plan", [None, (1, 1), (2, 1), (3, 2), (1, 8), (4, 2)])
-def test_every_trial_is_what_it_is_alone(linear, sweep, plan):
-    make = functools.partial(make_private, linear)
-    make.__qualname__ = "make"
-    result = sweep(
-        make, {"learning_rate": RATES, "noise_multiplier": [0.5, 2.0]}, seeds=[0, 5], delta=1e-3,
-        plan=plan and fe.make_plan(*plan),
-    )  # fmt: skip
-    assert len(result.trials) == 12 and not result.interrupted
-    for trial in result.trials:
-        alone = fe.run(
+PRIVATE_GRID = {"learning_rate": RATES, "noise_multiplier": [0.5, 2.0]}
+
+
+@pytest.fixture(scope="module")
+def make(linear):
+    def make(learning_rate, noise_multiplier):
+        return make_private(linear, learning_rate, noise_multiplier)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def histories_alone(linear, make):
+    return [
+        fe.run(
             make, linear.params, linear.population, sampler=linear.sampler, rounds=4, evaluation=linear.evaluation,
-            key=jax.random.key(trial.seed), hyperparameters=trial.hyperparameters, delta=1e-3, progress=False,
-            plan=fe.make_plan(),
-        )  # fmt: skip
-        assert list(trial.history) == list(alone.history)
-        chex.assert_trees_all_close(without_seconds(trial.history), without_seconds(alone.history), rtol=2e-5)
+            key=jax.random.key(seed), delta=1e-3, progress=False, plan=fe.make_plan(),
+            hyperparameters={"learning_rate": learning_rate, "noise_multiplier": noise_multiplier},
+        ).history
+        for learning_rate in RATES for noise_multiplier in (0.5, 2.0) for seed in (0, 5)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", [None, (2, 1), (3, 2), (4, 2)])
+def test_every_trial_is_what_it_is_alone(make, sweep, histories_alone, plan):
+    result = sweep(make, PRIVATE_GRID, seeds=[0, 5], delta=1e-3, plan=plan and fe.make_plan(*plan))
+    assert len(result.trials) == 12 and not result.interrupted
+    for trial, alone in zip(result.trials, histories_alone, strict=True):
+        assert list(trial.history) == list(alone)
+        chex.assert_trees_all_close(without_seconds(trial.history), without_seconds(alone), rtol=2e-5)
 
 
 def test_each_static_combination_compiles_once(linear, sweep, compilations):
@@ -206,9 +219,7 @@ def test_bad_arguments(linear, sweep, bad, message):
         sweep(linear.fedavg, **({"grid": {"learning_rate": RATES}} | bad))
 
 
-def test_a_claim_that_cannot_be_made_is_refused_before_training(linear, sweep):
-    make = functools.partial(make_private, linear)
-    make.__qualname__ = "make"
+def test_a_claim_that_cannot_be_made_is_refused_before_training(make, sweep):
     with pytest.raises(fe.core.PrivacyError, match="no noise"):
         sweep(make, {"learning_rate": [0.1], "noise_multiplier": [1.0, 0.0]}, delta=1e-3)
 
