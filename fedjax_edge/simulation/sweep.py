@@ -18,6 +18,7 @@ from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PyTree, Sampler
+from fedjax_edge.data import HostedDataset
 from fedjax_edge.simulation.checkpoint import describe_run
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
@@ -90,7 +91,8 @@ def sweep(
 
     Raises:
       ValueError: for an empty grid, a configuration that comes twice, or numbers out of range.
-      TypeError: for a hyperparameter that is neither a float nor hashable, or that cannot be traced.
+      TypeError: for a hyperparameter that is neither a float nor hashable, or that cannot be traced; or for a
+        population that stays on the host.
       PrivacyError: if `delta` asks for a guarantee that cannot be given.
 
     >>> import fedjax_edge as fe, optax
@@ -106,6 +108,8 @@ def sweep(
     """
     checks.integer("rounds", rounds)
     checks.integer("eval_every", eval_every)
+    if isinstance(population, HostedDataset):
+        raise TypeError("a sweep needs its population on the devices; run one that stays on the host with fe.run")
     pace, default = Pace(rounds, eval_every), Setup(None, params, sampler, evaluation)
     jobs = [
         _job(make_algorithm, hyperparameters, seed, default, static)

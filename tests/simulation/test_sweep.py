@@ -224,6 +224,11 @@ def test_a_claim_that_cannot_be_made_is_refused_before_training(make, sweep):
         sweep(make, {"learning_rate": [0.1], "noise_multiplier": [1.0, 0.0]}, delta=1e-3)
 
 
+def test_a_population_on_the_host_is_refused(linear, sweep):
+    with pytest.raises(TypeError, match="a sweep needs its population on the devices"):
+        sweep(linear.fedavg, {"learning_rate": RATES}, population=fe.data.on_host(linear.population))
+
+
 def test_the_progress_bar_counts_the_rounds_of_all_trials(linear, sweep, capsys):
     sweep(linear.fedavg, {"learning_rate": RATES}, progress=True)
     assert "12/12" in capsys.readouterr().err
