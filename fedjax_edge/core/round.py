@@ -1,6 +1,7 @@
 """One federated round: where a client update, an uplink, an aggregator and a server update become an algorithm."""
 
 import logging
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -85,6 +86,7 @@ def federated(
             round=jnp.int32(0),
         )
 
+    @partial(jax.jit, inline=True)  # so that it is traced once, wherever the executor calls it
     def one_client(shared: tuple, slot: tuple, active: jax.Array) -> tuple[PyTree, PyTree]:
         message, population, aggregator_state = shared
         client_id, training_key, uplink_key, client_state, uplink_state = slot

@@ -1,5 +1,6 @@
 """Arithmetic on pytrees that `optax.tree` lacks."""
 
+import functools
 import math
 
 import jax
@@ -9,8 +10,14 @@ from fedjax_edge.core.protocols import PyTree
 
 
 def is_finite(tree: PyTree) -> jax.Array:
-    """Returns whether every number in every leaf is finite, bool []."""
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    """Returns whether every number in every leaf is finite, bool [].
+
+    Leaves of one shape share a reduction: an update and its weighted contribution are then read once.
+    """
+    by_shape = {}
+    for leaf in jax.tree.leaves(tree):
+        by_shape.setdefault(jnp.shape(leaf), []).append(jnp.isfinite(leaf))
+    finite = [functools.reduce(jnp.logical_and, leaves).all() for leaves in by_shape.values()]
     return jnp.stack(finite).all() if finite else jnp.array(True)
 
 

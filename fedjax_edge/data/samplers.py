@@ -114,7 +114,7 @@ def _cyclic(num_clients: int, cohort_size: int) -> Sampler:
 
 def _draw(key: jax.Array, count: int, num_clients: int) -> jax.Array:
     """Returns `count` distinct clients in random order, int32 [count], in time that does not depend on the others."""
-    return permutation(key, num_clients, COHORT_ROUNDS, unroll=False)(jnp.arange(count, dtype=jnp.int32))
+    return permutation(key, num_clients, COHORT_ROUNDS)(jnp.arange(count, dtype=jnp.int32))
 
 
 def _bernstein_width(num_clients: int, probability: float) -> int:

@@ -114,7 +114,7 @@ def start_resident(
     pace: Pace,
 ) -> tuple[PyTree, Advance]:
     """Returns the initial state, and what runs rounds with all clients' data on every device."""
-    state = init(params, variant.key, population)
+    state = jax.jit(lambda params, key: init(params, key, population))(params, variant.key)
     state, population, columns, variant = on_all_devices((state, population, columns, variant), program.plan)
 
     def advance(state: PyTree, start: int, stop: int) -> tuple[PyTree, Report]:
