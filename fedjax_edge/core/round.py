@@ -71,11 +71,13 @@ def federated(
         if not isinstance(part, protocol):
             raise TypeError(f"{name} must be of type {protocol.__name__}, got {part!r}")
 
+    train = jax.jit(client.update, inline=True)
+
     def init(params: PyTree, key: jax.Array, population: Population) -> RoundState:
         checks.float_tree("params", params)
         server_state, client_state = server.init(params), client.init(params)
         example = (server.broadcast(server_state), population.examples(jnp.int32(0)), client_state, key)
-        update = optax.tree.zeros_like(jax.eval_shape(client.update, *example).update)
+        update = optax.tree.zeros_like(jax.eval_shape(train, *example).update)
         checks.float_tree("update", update)
         return RoundState(
             server=server_state,
@@ -93,7 +95,7 @@ def federated(
         examples = population.examples(client_id)
         examples = examples._replace(size=jnp.where(active, examples.size, 0))
 
-        output = client.update(message, examples, client_state, training_key)
+        output = train(message, examples, client_state, training_key)
         received, memory, bits = uplink.apply(output.update, uplink_state, uplink_key)
         contribution = aggregator.contribution(received, output.weight, aggregator_state)
         counts = is_finite((received, output.weight, contribution, output.state, memory))

@@ -114,7 +114,12 @@ def start_resident(
     pace: Pace,
 ) -> tuple[PyTree, Advance]:
     """Returns the initial state, and what runs rounds with all clients' data on every device."""
-    state = jax.jit(lambda params, key: init(params, key, population))(params, variant.key)
+
+    @jax.jit
+    def start(params: PyTree, key: jax.Array) -> PyTree:
+        return jax.tree.map(jnp.copy, init(params, key, population))  # copies, since they will be donated
+
+    state = start(params, variant.key)
     state, population, columns, variant = on_all_devices((state, population, columns, variant), program.plan)
 
     def advance(state: PyTree, start: int, stop: int) -> tuple[PyTree, Report]:
@@ -122,7 +127,7 @@ def start_resident(
         state, reports = run_segment(state, schedule, population, columns, variant, program=program)
         return state, jax.device_get(reports)
 
-    return jax.tree.map(jnp.copy, state), advance  # a copy, since it will be donated
+    return state, advance
 
 
 def next_length(seconds: float) -> int:

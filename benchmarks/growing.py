@@ -1,0 +1,69 @@
+"""W8: what a local step of ours costs as the cohort and the population grow; it should stay the same.
+
+Two series of W7's perceptron: rounds of 10 to 10,000 of 10,000 clients of 6 examples, 1, 2, 4 and 8 times 100 among
+them; and rounds of 100 clients from populations of 1,000 to 1,000,000 clients of one example.
+"""
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import task as tasks
+from environments import start
+from measure import Row, Settings, in_turns, reported, warm_rounds
+from workloads import WORKLOADS, mnist_task
+
+COHORTS = (10, 100, 200, 400, 800, 1_000, 10_000)
+POPULATIONS = (1_000, 10_000, 100_000, 1_000_000)
+STEPS = 30_000  # of one measurement
+
+
+def measured(data_dir: Path, venvs: Path, repeats: int) -> dict[str, Any]:
+    """Returns the cost of a local step for each size of both series, and how many times the cheapest the dearest is."""
+    series = {
+        "cohort": {cohort: ([6] * 10_000, 2, cohort) for cohort in COHORTS},
+        "population": {clients: ([1] * clients, 1, 100) for clients in POPULATIONS},
+    }
+    measured = {name: _series(sizes, data_dir, venvs, repeats) for name, sizes in series.items()}
+    return {"about": "seconds a local step of ours as the cohort and the population grow", **measured}
+
+
+def peak_over_that_of_w1(row: Row, data_dir: Path, venvs: Path) -> float | None:
+    """Returns the peak memory of ours over what it takes for W1."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        tasks.save(WORKLOADS["W1"].make(data_dir), Path(folder))
+        (side,) = start("ours", venvs)
+        stack.callback(side.close)
+        side.ask(do="prepare", task=folder, mode="")
+        warm_rounds(2)(side, Path(folder) / "unused.npz")
+        peak = side.peak_bytes()
+    return row.peak_bytes / peak if row.peak_bytes and peak else None
+
+
+def _series(sizes: dict[int, tuple], data_dir: Path, venvs: Path, repeats: int) -> dict[str, Any]:
+    rows, sides, steps = {str(size): Row() for size in sizes}, {}, {}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        for name, (client_sizes, batch_size, cohort) in zip(rows, sizes.values(), strict=True):
+            with reported(rows[name]):
+                task = mnist_task(data_dir, "perceptron", client_sizes, batch_size, cohort)
+                tasks.save(task, Path(folder) / name)
+                steps[name] = round(task.steps)
+                (side,) = start("ours", venvs)
+                stack.callback(side.close)
+                side.ask(do="prepare", task=str(Path(folder) / name), mode="")
+                rows[name].first = warm_rounds(1)(side, Path(folder) / "unused.npz")
+                sides[name] = side
+        for repeat in range(repeats):
+            for name in list(sides)[:: (-1) ** repeat]:
+                measured = warm_rounds(max(1, STEPS // steps[name]))
+                in_turns({name: sides[name]}, rows, Settings(1, 1, float("inf")), Path(folder), measured)
+        for name, side in sides.items():
+            rows[name].peak_bytes = side.peak_bytes()
+    per_step = {name: row.seconds / steps[name] for name, row in rows.items() if row.measured}
+    return {
+        "microseconds_a_step": {name: round(1e6 * seconds, 2) for name, seconds in per_step.items()},
+        "dearest_over_cheapest": max(per_step.values()) / min(per_step.values()) if per_step else None,
+        "peak_bytes": {name: row.peak_bytes for name, row in rows.items()},
+        "problems": {name: row.problem for name, row in rows.items() if row.problem},
+    }
