@@ -53,7 +53,9 @@ def make_plan(width: int = 1, devices: int = 1) -> Plan:
     return Plan(width, devices)
 
 
-def choose_plan(params: PyTree, num_clients: int, devices: int | None = None) -> Plan:
+def choose_plan(
+    params: PyTree, num_clients: int, devices: int | None = None, cpu_max_width: int = CPU_MAX_WIDTH
+) -> Plan:
     """Returns a plan for clients that each train `params`, from the backend, its memory and the model's size.
 
     On a CPU every core goes through its own clients, one at a time: vmapping streams every client's weights through
@@ -64,6 +66,7 @@ def choose_plan(params: PyTree, num_clients: int, devices: int | None = None) ->
       params: the model's parameters, or their shapes.
       num_clients: clients of a round, padding included.
       devices: how many devices to use, by default all there are.
+      cpu_max_width: the most clients of a linear model that are vmapped on a CPU.
 
     Raises:
       ValueError: for more devices than there are.
@@ -75,7 +78,7 @@ def choose_plan(params: PyTree, num_clients: int, devices: int | None = None) ->
     model_bytes = max(size_in_bits(params) // 8, 1)
     if jax.default_backend() == "cpu":
         is_linear = len(jax.tree.leaves(params)) <= CPU_LINEAR_ARRAYS
-        width = max(1, min(CPU_CHUNK_BYTES // model_bytes, CPU_MAX_WIDTH, per_device)) if is_linear else 1
+        width = max(1, min(CPU_CHUNK_BYTES // model_bytes, cpu_max_width, per_device)) if is_linear else 1
         reason = f"CPU, {in_words(model_bytes)} of parameters a client"
     else:
         free = (available_bytes() or ASSUMED_BYTES) // 2

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PyTree, Sampler
+from fedjax_edge.core.round import RoundState
 from fedjax_edge.data import HostedDataset
 from fedjax_edge.simulation.checkpoint import describe_run
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
@@ -36,6 +37,8 @@ from fedjax_edge.simulation.segment import (
 )
 from fedjax_edge.simulation.sweep_result import SweepResult, Trial
 from fedjax_edge.simulation.trial_store import find_trial, save_trial
+
+CPU_TRIALS = 16  # vmapped at most, of a linear model
 
 
 class _Job(NamedTuple):
@@ -130,10 +133,11 @@ def sweep(
         bar.update(len(found) * rounds)
         for group in _groups([i for i in range(len(jobs)) if i not in found], jobs):
             over_trials = plan or _plan_over_trials(jobs[group[0]], len(group))
-            for batch in _batches(group, over_trials):
-                histories = _run_together(
-                    [jobs[i] for i in batch], population, pace, over_trials, delta, bar, interrupted
-                )
+            batches = _batches(group, over_trials)
+            one_seed = all(len({jobs[i].seed for i in batch}) == 1 for batch in batches)
+            for batch in batches:
+                together = [jobs[i] for i in batch]
+                histories = _run_together(together, population, pace, over_trials, one_seed, delta, bar, interrupted)
                 if histories is None:
                     break
                 for i, history in zip(batch, histories, strict=True):
@@ -184,45 +188,66 @@ def _describe(
 
 
 def _groups(indices: list[int], jobs: list[_Job]) -> list[list[int]]:
-    """Returns the jobs that share what is compiled: the first one's evaluation serves them all."""
+    """Returns the jobs that share what is compiled, by seed: the first one's evaluation serves them all."""
     groups: dict[Any, list[int]] = {}
-    for i in indices:
+    for i in sorted(indices, key=lambda i: jobs[i].seed):
         program, traced = jobs[i].program, tuple(jobs[i].variant.hyperparameters)
         groups.setdefault((program.recipe, traced, program.sampler, program.eval_batch_size), []).append(i)
     return list(groups.values())
 
 
 def _plan_over_trials(job: _Job, count: int) -> Plan:
-    """Returns the plan for trials that each hold a model for every client of a cohort."""
+    """Returns how many trials go side by side.
+
+    On a CPU they are spread over the cores like clients, but more of them vmapped: they share their batches. On an
+    accelerator each holds a model for all clients that are vmapped, and as many trials as fit are.
+    """
+    if jax.default_backend() == "cpu":
+        return choose_plan(job.params, count, cpu_max_width=CPU_TRIALS)
     width = job.program.plan.width
     return choose_plan(jax.tree.map(lambda p: jax.ShapeDtypeStruct((width, *p.shape), p.dtype), job.params), count)
 
 
-def _batches(group: list[int], plan: Plan) -> Iterator[list[int]]:
+def _batches(group: list[int], plan: Plan) -> list[list[int]]:
     at_once = plan.width * plan.devices
-    return (group[i : i + at_once] for i in range(0, len(group), at_once))
+    return [group[i : i + at_once] for i in range(0, len(group), at_once)]
 
 
 def _run_together(
-    jobs: list[_Job], population: Population, pace: Pace, plan: Plan, delta: float | None, bar: tqdm, interrupted
+    jobs: list[_Job],
+    population: Population,
+    pace: Pace,
+    plan: Plan,
+    one_seed: bool,
+    delta: float | None,
+    bar: tqdm,
+    interrupted: Callable[[], bool],
 ) -> list[History] | None:
     """Returns the histories of trials that run side by side, or None if Ctrl-C came."""
     first = jobs[0]
     padded = jobs + [first] * (plan.width * plan.devices - len(jobs))
-    states = _stack([job.algorithm.init(job.params, job.variant.key, population) for job in padded])
-    active = np.arange(len(padded)) < len(jobs)
+    variants = _packed([job.variant for job in padded], plan)
+    params = _packed([job.params for job in padded], plan)
+
+    def init(params: PyTree, variant: Variant) -> PyTree:
+        return first.program.recipe(variant.hyperparameters).init(params, variant.key, population)
+
+    states = jax.jit(jax.vmap(jax.vmap(init)))(params, variants)
     population, columns, variants, states = on_all_devices(
-        (population, first.evaluation.columns, _stack([job.variant for job in padded]), states), plan
+        (population, first.evaluation.columns, variants, states), plan
     )
+    active = np.arange(plan.devices) * plan.width < len(jobs)
+    vmapped_on_cpu = plan.width > 1 and jax.default_backend() == "cpu"  # then the clients of each go one by one
+    program = first.program._replace(plan=Plan()) if vmapped_on_cpu else first.program
     histories, done, length = [[] for _ in jobs], 0, 1
     while done < pace.rounds and (length := agreed(0 if interrupted() else length)):
         started = time.perf_counter()
         stop = min(done + length, pace.rounds)
         schedule = pace.schedule(done, stop)
         states, reports = sweep_segment(
-            states, schedule, active, population, columns, variants, program=first.program, plan=plan
+            states, schedule, active, population, columns, variants, program=program, plan=plan, one_seed=one_seed
         )
-        reports = jax.device_get(reports)
+        reports = jax.tree.map(lambda leaf: leaf.reshape(len(padded), *leaf.shape[2:]), jax.device_get(reports))
         seconds = (time.perf_counter() - started) / (stop - done)
         numbers = np.arange(done, stop) + 1
         for i, job in enumerate(jobs):
@@ -234,11 +259,12 @@ def _run_together(
     return [History.joined(parts) for parts in histories] if done == pace.rounds else None
 
 
-def _stack(trees: list[PyTree]) -> PyTree:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+def _packed(trees: list[PyTree], plan: Plan) -> PyTree:
+    """Returns trees stacked to leaves [devices, width, ...]."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(plan.devices, plan.width, *leaves[0].shape), *trees)
 
 
-@partial(jax.jit, static_argnames=("program", "plan"), donate_argnums=0)
+@partial(jax.jit, static_argnames=("program", "plan", "one_seed"), donate_argnums=0)
 def sweep_segment(
     states: PyTree,
     schedule: Schedule,
@@ -249,13 +275,30 @@ def sweep_segment(
     *,
     program: Program,
     plan: Plan,
+    one_seed: bool,
 ) -> tuple[PyTree, Report]:
-    """`run_rounds` for many trials, leaves [trials, ...]; those that are not active run none."""
+    """`run_rounds` for packs of trials, leaves [devices, width, ...]; a pack that is not active runs none.
 
-    def one_trial(shared: tuple, trial: tuple, is_active: jax.Array) -> tuple[tuple, tuple]:
-        schedule, population, columns = shared
-        state, variant = trial
+    The trials of a pack are vmapped. With `one_seed` they share their key, and so cohorts and batches: these are drawn
+    once, and what all models make of a batch is one product of matrices.
+    """
+
+    def one_pack(shared: tuple, pack: tuple, is_active: jax.Array) -> tuple[tuple, tuple]:
+        schedule, *data = shared
         schedule = schedule._replace(stop=jnp.where(is_active, schedule.stop, schedule.start))
-        return (), run_rounds(state, schedule, population, columns, variant, program)
+        states, variants = pack
+        state_axes, variant_axes = 0, Variant(key=0, hyperparameters=0)
+        if isinstance(states, RoundState):  # all are in the same round
+            state_axes = RoundState(0, 0, 0, 0, key=0, round=None)
+            states = states._replace(round=states.round[0])
+            if one_seed:
+                state_axes, variant_axes = state_axes._replace(key=None), variant_axes._replace(key=None)
+                states, variants = (part._replace(key=part.key[0]) for part in (states, variants))
 
-    return map_clients(one_trial, (schedule, population, columns), (states, variants), active, plan)[1]
+        def one_trial(state: PyTree, variant: Variant) -> tuple[PyTree, Report]:
+            return run_rounds(state, schedule, *data, variant, program)
+
+        return (), jax.vmap(one_trial, (state_axes, variant_axes), axis_size=plan.width)(states, variants)
+
+    one_each = Plan(width=1, devices=plan.devices)
+    return map_clients(one_pack, (schedule, population, columns), (states, variants), active, one_each)[1]

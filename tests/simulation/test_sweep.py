@@ -77,7 +77,9 @@ def test_each_static_combination_compiles_once(linear, sweep, compilations):
     with compilations("sweep_segment") as first:
         result = sweep(make, grid, seeds=[0, 1], plan=fe.make_plan(1, 8))
     with compilations("sweep_segment") as second:
-        sweep(make, {"learning_rate": [0.03], "bits": [4], "cohort": [5]}, seeds=[7], plan=fe.make_plan(1, 8), rounds=9)
+        sweep(
+            make, {"learning_rate": [0.03], "bits": [4], "cohort": [5]}, seeds=[7, 8], plan=fe.make_plan(1, 8), rounds=9
+        )
     assert (len(first), len(second)) == (4, 0)
     assert [trial.history["clients"][0] for trial in result.trials[:4]] == [2, 2, 5, 5]
 
