@@ -1,8 +1,35 @@
 """Codecs: what an update costs on the wire, and what it loses there."""
 
+from fedjax_edge.compression.eden import drive, eden
 from fedjax_edge.compression.error_feedback import error_feedback
 from fedjax_edge.compression.fixed_point import fixed_point
+from fedjax_edge.compression.half_precision import half_precision
+from fedjax_edge.compression.natural import natural_compression
+from fedjax_edge.compression.per_leaf import per_leaf
+from fedjax_edge.compression.qsgd import qsgd
+from fedjax_edge.compression.random_k import random_k
+from fedjax_edge.compression.rotated import rotated
+from fedjax_edge.compression.sign import scaled_sign, sign
 from fedjax_edge.compression.stochastic_uniform import stochastic_uniform
+from fedjax_edge.compression.terngrad import terngrad
 from fedjax_edge.compression.top_k import top_k
+from fedjax_edge.core.transforms import compose
 
-__all__ = ["error_feedback", "fixed_point", "stochastic_uniform", "top_k"]
+__all__ = [
+    "compose",
+    "drive",
+    "eden",
+    "error_feedback",
+    "fixed_point",
+    "half_precision",
+    "natural_compression",
+    "per_leaf",
+    "qsgd",
+    "random_k",
+    "rotated",
+    "scaled_sign",
+    "sign",
+    "stochastic_uniform",
+    "terngrad",
+    "top_k",
+]

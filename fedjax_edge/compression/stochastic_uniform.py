@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_edge.compression.norms import nan_unless_finite
 from fedjax_edge.compression.packing import pack, unpack
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import Codec, PyTree
@@ -65,7 +66,7 @@ def stochastic_uniform(bits: int) -> Codec:
     def encode_leaf(leaf: jax.Array, draws: jax.Array) -> Quantized:
         values = leaf.astype(jnp.float32).ravel()
         low, high = (values.min(), values.max()) if leaf.size else (jnp.float32(0), jnp.float32(0))
-        step = (high - low) / top
+        step = nan_unless_finite((high - low) / top, values)  # XLA on CPU loses a NaN in the minima of many rows
         level = (values - low) / jnp.where(step > 0, step, 1)
         below = jnp.floor(level)
         rounds_up = draws < level - below  # exact, where level + uniform would round

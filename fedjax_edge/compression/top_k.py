@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from fedjax_edge.compression.flatten import TreeShape, flatten
 from fedjax_edge.compression.packing import pack, unpack
+from fedjax_edge.compression.selection import largest_magnitudes
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import Codec, PyTree
 
@@ -26,8 +27,9 @@ def top_k(fraction: float) -> Codec:
     """Returns the codec that keeps the largest magnitudes of the whole update and drops the rest.
 
     Of `n` numbers it keeps `k = max(1, round(fraction * n))`, at `32 + ceil(log2(n))` bits each (33 for a single
-    number). Biased; wrap it in `error_feedback` so that what is dropped is sent later. With fewer than `k` nonzero
-    numbers, zeros fill up. A NaN counts as the largest, and so reaches the server, to be rejected.
+    number). Biased; its squared error is at most `(1 - k / n) * |x|**2`, the contraction that `error_feedback` needs:
+    wrapped in it, what is dropped is sent later. (`per_leaf(top_k(...))` keeps a share of every leaf.) With fewer than
+    `k` nonzero numbers, zeros fill up. A NaN counts as the largest, and so reaches the server, to be rejected.
 
     Args:
       fraction: of the numbers to keep, in (0, 1].
@@ -45,7 +47,7 @@ def top_k(fraction: float) -> Codec:
 
     def encode(update: PyTree, key: jax.Array) -> Sparse:
         vector, shape = flatten(update)
-        _, indices = jax.lax.top_k(jnp.abs(vector), _kept(fraction, shape.size))
+        indices = largest_magnitudes(vector, _kept(fraction, shape.size))
         return Sparse(vector[indices], pack(indices.astype(jnp.uint32), _index_bits(shape.size)), shape)
 
     def decode(payload: Sparse) -> PyTree:

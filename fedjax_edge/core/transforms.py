@@ -1,6 +1,11 @@
-"""Combining what happens to an update on its way: `chain`, and a codec as a transform."""
+"""Combining what happens to an update on its way: `chain`, `compose`, and a codec as a transform."""
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_edge.core.protocols import Codec, PyTree, UpdateTransform
 from fedjax_edge.core.trees import size_in_bits
@@ -9,11 +14,13 @@ from fedjax_edge.core.trees import size_in_bits
 def chain(*parts: UpdateTransform | Codec) -> UpdateTransform:
     """Returns the transform that applies `parts` from left to right; `chain()` leaves updates alone.
 
-    The bits are those of the last part that encodes: what it makes is what goes over the wire. Each part gets a key
-    of its own, by its position. (Codecs follow one another on the decoded update: quantizing after `top_k` sends every
-    number again.)
+    Codecs that follow one another are composed (see `compose`): `chain(top_k(0.1), stochastic_uniform(8))` sends the
+    numbers that top-k keeps at 8 bits each. The bits are those of the last part that encodes: what it makes is what
+    goes over the wire. Each part, or run of codecs, gets a key of its own, by its position.
     """
-    transforms = [as_transform(part) for part in parts]
+    runs = [(kind, list(run)) for kind, run in groupby(parts, key=lambda part: isinstance(part, Codec))]
+    composed = [[compose(*run)] if are_codecs else run for are_codecs, run in runs]
+    transforms = [as_transform(part) for run in composed for part in run]
 
     def init(update: PyTree) -> tuple[PyTree, ...]:
         return tuple(transform.init(update) for transform in transforms)
@@ -27,6 +34,70 @@ def chain(*parts: UpdateTransform | Codec) -> UpdateTransform:
         return update, tuple(new_states), bits
 
     return UpdateTransform(init, apply)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["floats", "rest"], meta_fields=["is_float", "structure"])
+@dataclass(frozen=True)
+class Composed:
+    """What is sent: one codec's payload, its floats encoded by another."""
+
+    floats: PyTree  # the other codec's payload
+    rest: tuple[jax.Array, ...]  # indices, seeds and codes of the first
+    is_float: tuple[bool, ...]  # of each leaf of the first codec's payload
+    structure: jax.tree_util.PyTreeDef
+
+
+def compose(*codecs: Codec) -> Codec:
+    """Returns the codec that encodes by the first, the floats of its payload by the second, and so on.
+
+    What a codec sends as integers (indices, seeds, packed codes) goes out as it is. So
+    `compose(top_k(0.1), stochastic_uniform(8))` costs 8 bits and an index for each kept number, and 64 for the grid.
+
+    ======================  ===========================================================================
+    codecs                  composed
+    ======================  ===========================================================================
+    one                     itself
+    the second is unbiased  an unbiased first stays so, if it decodes its floats linearly (`random_k`,
+                            `rotated`, `qsgd`); the mean of what is decoded is the first's decoded update
+    a payload has no float  the next codec is given no leaf
+    ======================  ===========================================================================
+
+    A composed codec is a codec: `error_feedback(compose(...))` remembers what all of them lost together. Each of
+    several codecs gets a key of its own, split from the one given (`None` will do if none of them draws).
+
+    Raises:
+      TypeError: for anything but `Codec`s.
+      ValueError: for none.
+
+    >>> from fedjax_edge.compression import stochastic_uniform, top_k
+    >>> payload = compose(top_k(0.1), stochastic_uniform(8)).encode(jnp.arange(100.0), jax.random.key(0))
+    >>> size_in_bits(payload) == 10 * 8 + 72 + 64  # values; 10 indices of 7 bits in whole bytes; the grid
+    True
+    """
+    for codec in codecs:
+        if not isinstance(codec, Codec):
+            raise TypeError(f"compose takes Codecs, got {codec!r}")
+    if not codecs:
+        raise ValueError("compose needs at least one codec")
+    if len(codecs) == 1:
+        return codecs[0]
+    first, second = codecs[0], compose(*codecs[1:])
+
+    def encode(update: PyTree, key: jax.Array | None) -> Composed:
+        own, others = (None, None) if key is None else jax.random.split(key)
+        leaves, structure = jax.tree.flatten(first.encode(update, own))
+        is_float = tuple(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves)
+        floats = [leaf for leaf, chosen in zip(leaves, is_float, strict=True) if chosen]
+        rest = tuple(leaf for leaf, chosen in zip(leaves, is_float, strict=True) if not chosen)
+        return Composed(second.encode(floats, others), rest, is_float, structure)
+
+    def decode(payload: Composed) -> PyTree:
+        floats, rest = iter(second.decode(payload.floats)), iter(payload.rest)
+        return first.decode(
+            payload.structure.unflatten(next(floats if chosen else rest) for chosen in payload.is_float)
+        )
+
+    return Codec(encode, decode)
 
 
 def as_transform(part: UpdateTransform | Codec) -> UpdateTransform:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from fedjax_edge.core import Codec, UpdateTransform, as_transform, chain
+from fedjax_edge.core.transforms import compose
 
 DOUBLE = UpdateTransform(lambda update: (), lambda update, state, key: (2 * update, state, None))
 COUNT = UpdateTransform(
@@ -50,3 +51,44 @@ def test_parts_draw_from_keys_of_their_own(key):
 def test_anything_else_is_refused():
     with pytest.raises(TypeError, match="made of UpdateTransforms and Codecs, got 8"):
         chain(8)
+
+
+PAIR = Codec(lambda update, key: (update, jnp.int8(3)), lambda payload: payload[0] + payload[1].astype(jnp.float32))
+
+
+def halved(update, key):
+    return [leaf.astype(jnp.bfloat16) for leaf in update]
+
+
+HALVES = Codec(halved, lambda payload: [leaf.astype(jnp.float32) for leaf in payload])
+
+
+def test_the_floats_of_a_payload_go_through_the_next_codec_and_its_integers_as_they_are(key):
+    codec = compose(PAIR, HALVES)
+    payload = codec.encode(jnp.array([1 + 2**-12, 5.0]), key)
+    assert [leaf.dtype for leaf in jax.tree.leaves(payload)] == [jnp.bfloat16, jnp.int8]
+    assert codec.decode(payload).tolist() == [4, 8]
+
+
+def test_consecutive_codecs_of_a_chain_are_composed(key):
+    update = jnp.ones(10)
+    for transform, bits in [(chain(PAIR, HALVES), 168), (chain(PAIR, DOUBLE, HALF), 160), (chain(PAIR), 328)]:
+        assert transform.apply(update, transform.init(update), key)[2] == bits
+    received, states, _ = chain(PAIR, HALVES, COUNT).apply(update, chain(PAIR, HALVES, COUNT).init(update), key)
+    assert received.tolist() == [4.0] * 10 and len(states) == 2
+
+
+def test_composed_codecs_draw_from_keys_of_their_own_and_may_be_many(key):
+    draw = Codec(lambda update, key: [jax.random.normal(key), update[0]], lambda payload: payload)
+    second, first = jax.tree.leaves(compose(draw, draw, HALVES).encode([jnp.float32(0)], key))
+    assert abs(first - second).astype(jnp.float32) > 0.01
+    assert compose(draw).encode is draw.encode
+
+
+def test_only_codecs_are_composed():
+    with pytest.raises(TypeError, match="compose takes Codecs, got 8"):
+        compose(HALF, 8)
+    with pytest.raises(TypeError, match="compose takes Codecs"):
+        compose(DOUBLE)
+    with pytest.raises(ValueError, match="at least one codec"):
+        compose()
