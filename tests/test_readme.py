@@ -15,7 +15,7 @@ import pytest
 from dp_accounting.pld import PLDAccountant
 
 import fedjax_edge as fe
-from fedjax_edge import plotting
+from fedjax_edge import plotting, testing
 from fedjax_edge.cli.grid import parse_grid, parse_seeds
 from fedjax_edge.cli.main import parse
 
@@ -33,6 +33,7 @@ PARTS = {
     "fe.models": fe.models,
     "fe.privacy": fe.privacy,
     "fedjax_edge.plotting": plotting,
+    "fedjax_edge.testing": testing,
 }
 NOT_PARTITIONERS = {"deal", "apportion"}
 CHECKS = """
