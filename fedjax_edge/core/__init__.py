@@ -28,7 +28,7 @@ from fedjax_edge.core.protocols import (
 )
 from fedjax_edge.core.round import RoundState, federated
 from fedjax_edge.core.server import as_server_update
-from fedjax_edge.core.transforms import IDENTITY, as_transform, chain, compose
+from fedjax_edge.core.transforms import IDENTITY, as_transform, chain
 
 __all__ = [
     "IDENTITY",
@@ -61,7 +61,6 @@ __all__ = [
     "chain",
     "choose_plan",
     "client_key",
-    "compose",
     "derive",
     "federated",
     "make_plan",

@@ -21,6 +21,7 @@ from jax import lax
 
 from fedjax_edge.core import checks
 from fedjax_edge.models import winograd
+from fedjax_edge.models.backend import is_cpu
 
 _WIDE = (jnp.float32, jnp.float64)
 
@@ -81,7 +82,7 @@ def conv_general_dilated(
     _check_supported(lhs, rhs, dimension_numbers, feature_group_count, batch_group_count, out_sharding)
     geometry = _geometry(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation)
     options = dict(precision=precision, preferred_element_type=preferred_element_type)
-    if jax.default_backend() != "cpu":
+    if not is_cpu():
         return lax.conv_general_dilated(lhs, rhs, *geometry, dimension_numbers, feature_group_count, **options)
     convolve = functools.partial(_convolve, geometry=geometry, **options)
     if feature_group_count == 1:

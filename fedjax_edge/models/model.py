@@ -10,6 +10,7 @@ from flax.core import meta
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import PyTree
+from fedjax_edge.models.backend import only_shapes
 
 
 class Model(NamedTuple):
@@ -70,7 +71,8 @@ def from_linen(
             return module.apply({"params": params}, inputs, **evaluation)
         return module.apply({"params": params}, inputs, rngs={"dropout": key}, **training)
 
-    collections = jax.eval_shape(lambda: variables(jax.random.key(0)))  # inside: a key made here would start JAX
+    with only_shapes():
+        collections = jax.eval_shape(lambda: variables(jax.random.key(0)))  # inside: a key made here would start JAX
     _check_only_params(type(module).__name__, sorted(set(collections) - {"params"}))
     _check_params(type(module).__name__, collections.get("params"))
     return Model(lambda key: variables(key)["params"], apply)
