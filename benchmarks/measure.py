@@ -16,7 +16,7 @@ from plain_models import MODELS
 from side import Side, SideError
 from task import Task
 
-LOSS_TOLERANCE = 0.3  # relative; every side shuffles in its own way, and a round of W2 ends on a steep slope
+LOSS_TOLERANCE = 0.1  # relative; every side shuffles in its own way
 SLOWER = 3.0  # times the fastest mode so far; a mode that takes longer is given up
 NO_MODEL = ("matmul",)  # sides that train nothing
 
