@@ -10,7 +10,7 @@ the literature made of them, and `fe.run` runs it. `fedjax_edge.plotting` is imp
 from fedjax_edge import aggregation, algorithms, clients, compression, core, data, models, privacy, simulation
 from fedjax_edge.core import chain, choose_plan, federated, make_plan, use_cpu_cores
 from fedjax_edge.data import FederatedDataset
-from fedjax_edge.simulation import History, Setup, checkpoints, evaluation, run, sweep, tune_plan
+from fedjax_edge.simulation import History, Setup, checkpoints, describe, evaluation, run, sweep, tune_plan
 
 __version__ = "0.1.0"
 
@@ -27,6 +27,7 @@ __all__ = [
     "compression",
     "core",
     "data",
+    "describe",
     "evaluation",
     "federated",
     "make_plan",

@@ -4,7 +4,7 @@ import optax
 
 from fedjax_edge.aggregation import weighted_mean
 from fedjax_edge.clients import local_sgd
-from fedjax_edge.core.protocols import Aggregator, Codec, FederatedAlgorithm, LossFn, UpdateTransform
+from fedjax_edge.core.protocols import Aggregator, Codec, Downlink, FederatedAlgorithm, LossFn, UpdateTransform
 from fedjax_edge.core.round import federated
 from fedjax_edge.core.transforms import IDENTITY
 
@@ -19,6 +19,7 @@ def fedavg(
     steps: int | None = None,
     aggregator: Aggregator | None = None,
     uplink: UpdateTransform | Codec = IDENTITY,
+    downlink: Downlink | UpdateTransform | Codec = IDENTITY,
 ) -> FederatedAlgorithm:
     """Returns federated averaging.
 
@@ -32,6 +33,7 @@ def fedavg(
       batch_size, epochs, steps: as in `clients.local_training`.
       aggregator: in the place of `aggregation.weighted_mean()`, such as `privacy.gaussian_mean(...)`.
       uplink: what happens to each update on its way, such as `compression.stochastic_uniform(8)`.
+      downlink: what happens to the broadcast on its way, such as `compression.delta_broadcast(...)`.
 
     Source: McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1; with a server optimizer, Reddi et al. 2021
     (arXiv:2003.00295), Algorithm 1.
@@ -41,4 +43,5 @@ def fedavg(
         server=optax.sgd(1.0) if server_optimizer is None else server_optimizer,
         aggregator=weighted_mean() if aggregator is None else aggregator,
         uplink=uplink,
+        downlink=downlink,
     )

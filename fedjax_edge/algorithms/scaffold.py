@@ -13,6 +13,7 @@ from fedjax_edge.core.protocols import (
     ClientOutput,
     ClientUpdate,
     Codec,
+    Downlink,
     Examples,
     FederatedAlgorithm,
     LossFn,
@@ -42,6 +43,7 @@ def scaffold(
     epochs: int | None = None,
     steps: int | None = None,
     uplink: UpdateTransform | Codec = IDENTITY,
+    downlink: Downlink | UpdateTransform | Codec = IDENTITY,
 ) -> FederatedAlgorithm:
     """Returns SCAFFOLD with plain SGD steps, corrected by `server control - client control`.
 
@@ -55,6 +57,7 @@ def scaffold(
       num_clients: of the whole population.
       batch_size, epochs, steps: as in `clients.local_training`.
       uplink: what happens to each update on its way.
+      downlink: what happens to the broadcast, parameters and control, on its way.
 
     Raises:
       ValueError: for rates that are not positive, or fewer than one client; by `init` for another population.
@@ -96,6 +99,7 @@ def scaffold(
         ),
         aggregator=_cohort_and_population_mean(num_clients),
         uplink=uplink,
+        downlink=downlink,
     )
 
     def init(params: PyTree, key: jax.Array, population: Population) -> PyTree:

@@ -1,5 +1,6 @@
 """Codecs: what an update costs on the wire, and what it loses there."""
 
+from fedjax_edge.compression.delta_broadcast import delta_broadcast
 from fedjax_edge.compression.eden import drive, eden
 from fedjax_edge.compression.error_feedback import error_feedback
 from fedjax_edge.compression.fixed_point import fixed_point
@@ -17,6 +18,7 @@ from fedjax_edge.core.transforms import compose
 
 __all__ = [
     "compose",
+    "delta_broadcast",
     "drive",
     "eden",
     "error_feedback",

@@ -12,6 +12,7 @@ from fedjax_edge.core.protocols import (
     ClientUpdate,
     Codec,
     Cohort,
+    Downlink,
     Examples,
     FederatedAlgorithm,
     FixedSampling,
@@ -24,11 +25,12 @@ from fedjax_edge.core.protocols import (
     Sampler,
     ServerUpdate,
     Stacked,
+    Traffic,
     UpdateTransform,
 )
 from fedjax_edge.core.round import RoundState, federated
 from fedjax_edge.core.server import as_server_update
-from fedjax_edge.core.transforms import IDENTITY, as_transform, chain
+from fedjax_edge.core.transforms import IDENTITY, as_downlink, as_transform, chain
 
 __all__ = [
     "IDENTITY",
@@ -39,6 +41,7 @@ __all__ = [
     "Codec",
     "Cohort",
     "Count",
+    "Downlink",
     "Examples",
     "FederatedAlgorithm",
     "FixedSampling",
@@ -54,8 +57,10 @@ __all__ = [
     "Sampler",
     "ServerUpdate",
     "Stacked",
+    "Traffic",
     "TrainingStream",
     "UpdateTransform",
+    "as_downlink",
     "as_server_update",
     "as_transform",
     "chain",

@@ -6,12 +6,14 @@ A run starts from one key; everything random hangs from it by `jax.random.fold_i
       |- INIT                        the model's parameters, where the command line makes them
       |- SPLIT                       which examples each client gets, likewise
       |- COHORT / round              who takes part
+      |- DOWNLINK / round            given to the `Downlink`: compression of the broadcast
       |- SERVER / round              what the aggregator draws: the central noise of differential privacy
       '- CLIENTS / round / client    one key per client and round, independent of cohort order, chunks and devices
            |- TRAINING               given to `ClientUpdate.update`; `local_sgd` splits it again:
            |    |- BATCHES / epoch   the order of the examples
            |    '- LOSS / step       given to `loss_fn`: dropout and augmentation
-           |- UPLINK / position      given to each `UpdateTransform` of a chain: compression, local noise
+           |- UPLINK / position      given to each `UpdateTransform` of a chain: compression, local noise; `compose`
+           |                         splits it among its codecs
            '- ATTACK                 what a malicious client draws
 
 A client's stream in a round depends on nothing but the run key, the round and the client's id.
@@ -30,6 +32,7 @@ class RunStream(IntEnum):
     SERVER = 2
     CLIENTS = 3
     SPLIT = 4
+    DOWNLINK = 5
 
 
 class ClientStream(IntEnum):

@@ -2,7 +2,7 @@
 
 One round, as data sees it::
 
-    Sampler --Cohort--> ServerUpdate.broadcast --> ClientUpdate --> UpdateTransform
+    Sampler --Cohort--> ServerUpdate.broadcast --> Downlink --> ClientUpdate --> UpdateTransform
             --> Aggregator.contribution --sum or stack--> Aggregator.finish --> ServerUpdate.update
 
 A component is built by calling a function with hyperparameters and combined by calling another, in the manner of
@@ -86,6 +86,20 @@ class UpdateTransform(NamedTuple):
 
     init: Callable[[PyTree], PyTree]  # (update) -> state
     apply: Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree, Any]]
+
+
+class Downlink(NamedTuple):
+    """What happens to a broadcast between the server and the clients, and what it costs each of them.
+
+    `apply(message, state, key) -> (message, state, bits)`: the message as all clients receive it, what the server
+    keeps, and the bits of what it sends, or `None` for the message itself. `receive(bits, memory, state) -> (Count,
+    memory)`: what of it one client is sent, given what it remembers of earlier ones, and what it then remembers.
+    """
+
+    init: Callable[[PyTree], PyTree]  # (message) -> state
+    apply: Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree, Any]]
+    client_init: Callable[[], PyTree]  # () -> memory
+    receive: Callable[[Any, PyTree, PyTree], tuple[Count, PyTree]]
 
 
 class Codec(NamedTuple):
@@ -190,6 +204,14 @@ class PrivacyError(ValueError):
     """A privacy guarantee was asked for that cannot be given."""
 
 
+class Traffic(NamedTuple):
+    """The bits of one client in one round."""
+
+    up: int
+    down_first: int  # in the first round that a client takes part in
+    down_next: int  # in the round after
+
+
 class RoundRecord(NamedTuple):
     """What one round reports."""
 
@@ -211,3 +233,4 @@ class FederatedAlgorithm(NamedTuple):
     round: Callable[..., tuple[PyTree, RoundRecord]]
     params: Callable[[PyTree], PyTree]  # (state) -> the model's parameters
     accountant: Accountant | None = None
+    traffic: Callable[[PyTree, Population], Traffic] | None = None  # (params, population)

@@ -1,8 +1,8 @@
-"""One federated round: where a client update, an uplink, an aggregator and a server update become an algorithm."""
+"""One federated round: where a server, a downlink, a client update, an uplink and an aggregator become an algorithm."""
 
 import logging
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +19,18 @@ from fedjax_edge.core.protocols import (
     ClientUpdate,
     Codec,
     Cohort,
+    Downlink,
     FederatedAlgorithm,
     Population,
     PyTree,
     RoundRecord,
     ServerUpdate,
     Stacked,
+    Traffic,
     UpdateTransform,
 )
 from fedjax_edge.core.server import as_server_update
-from fedjax_edge.core.transforms import IDENTITY, as_transform
+from fedjax_edge.core.transforms import IDENTITY, as_downlink, as_transform
 from fedjax_edge.core.trees import gather, is_finite, replicate, scatter, size_in_bits, zero_unless
 
 _log = logging.getLogger(__name__)
@@ -40,6 +42,8 @@ class RoundState(NamedTuple):
     server: PyTree
     clients: PyTree  # leaves [clients whose states are kept, ...]
     uplink: PyTree  # leaves [clients whose states are kept, ...]
+    received: PyTree  # leaves [clients whose states are kept, ...]; what they remember of broadcasts
+    downlink: PyTree
     aggregator: PyTree
     key: jax.Array  # the run's key; it never changes
     round: jax.Array  # int32 []
@@ -50,8 +54,9 @@ def federated(
     server: ServerUpdate | optax.GradientTransformation,
     aggregator: Aggregator,
     uplink: UpdateTransform | Codec = IDENTITY,
+    downlink: Downlink | UpdateTransform | Codec = IDENTITY,
 ) -> FederatedAlgorithm:
-    """Assembles an algorithm from its four parts.
+    """Assembles an algorithm from its parts.
 
     A client whose update as received, contribution or own new state holds a NaN or an infinity is rejected: it adds
     nothing to any sum, weights and metrics included, its states stay as they were, and the record counts it. A metric
@@ -62,11 +67,13 @@ def federated(
       server: what the server makes of the aggregate; an optax optimizer is taken for one.
       aggregator: how contributions become one aggregate.
       uplink: what happens to each update on its way; nothing by default, at the full size of the update.
+      downlink: what happens to the broadcast on its way, likewise. Clients train from what they receive, and the
+        server goes on from its own exact state.
 
     Raises:
       TypeError: for a part that is none of the kind.
     """
-    server, uplink = as_server_update(server), as_transform(uplink)
+    server, uplink, downlink = as_server_update(server), as_transform(uplink), as_downlink(downlink)
     for name, part, protocol in (("client", client, ClientUpdate), ("aggregator", aggregator, Aggregator)):
         if not isinstance(part, protocol):
             raise TypeError(f"{name} must be of type {protocol.__name__}, got {part!r}")
@@ -76,13 +83,15 @@ def federated(
     def init(params: PyTree, key: jax.Array, population: Population) -> RoundState:
         checks.float_tree("params", params)
         server_state, client_state = server.init(params), client.init(params)
-        example = (server.broadcast(server_state), population.examples(jnp.int32(0)), client_state, key)
-        update = optax.tree.zeros_like(jax.eval_shape(train, *example).update)
+        message, examples = server.broadcast(server_state), population.examples(jnp.int32(0))
+        update = optax.tree.zeros_like(jax.eval_shape(train, message, examples, client_state, key).update)
         checks.float_tree("update", update)
         return RoundState(
             server=server_state,
             clients=replicate(client_state, population.num_states),
             uplink=replicate(uplink.init(update), population.num_states),
+            received=replicate(downlink.client_init(), population.num_states),
+            downlink=downlink.init(message),
             aggregator=aggregator.init(update),
             key=key,
             round=jnp.int32(0),
@@ -91,7 +100,7 @@ def federated(
     @partial(jax.jit, inline=True)  # so that it is traced once, wherever the executor calls it
     def one_client(shared: tuple, slot: tuple, active: jax.Array) -> tuple[PyTree, PyTree]:
         message, population, aggregator_state = shared
-        client_id, training_key, uplink_key, client_state, uplink_state = slot
+        client_id, training_key, uplink_key, client_state, uplink_state, bits_down = slot
         examples = population.examples(client_id)
         examples = examples._replace(size=jnp.where(active, examples.size, 0))
 
@@ -102,8 +111,8 @@ def federated(
 
         record = RoundRecord(
             metrics={name: zero_unless(counts & is_finite(mean), mean) for name, mean in output.metrics.items()},
-            bits_up=Count.of(size_in_bits(output.update) if bits is None else bits),
-            bits_down=Count.of(size_in_bits(message)),
+            bits_up=Count.of(_payload_bits(bits, output.update)),
+            bits_down=bits_down,
             clients=jnp.int32(1),
             rejected=1 - counts.astype(jnp.int32),
         )
@@ -114,13 +123,21 @@ def federated(
     def round_(
         state: RoundState, cohort: Cohort, population: Population, plan: Plan | None = None
     ) -> tuple[RoundState, RoundRecord]:
-        message = server.broadcast(state.server)
+        message, downlink_state, bits = downlink.apply(
+            server.broadcast(state.server), state.downlink, derive(state.key, RunStream.DOWNLINK, state.round)
+        )
         plan = plan or choose_plan(message, len(cohort.ids))
         shared = (message, population, state.aggregator)
         state_rows = population.state_row(cohort.ids)
         keys = jax.vmap(client_key, (None, None, 0))(state.key, state.round, cohort.ids)
         streams = (jax.vmap(derive, (0, None))(keys, stream) for stream in (ClientStream.TRAINING, ClientStream.UPLINK))
-        slots = (cohort.ids, *streams, *gather((state.clients, state.uplink), state_rows))
+        client_states, uplink_states, received = gather((state.clients, state.uplink, state.received), state_rows)
+
+        def receive(memory: PyTree, client_id: jax.Array) -> tuple[Count, PyTree]:
+            return downlink.receive(_payload_bits(bits, message), memory, downlink_state)
+
+        bits_down, received = jax.vmap(receive)(received, cohort.ids)
+        slots = (cohort.ids, *streams, client_states, uplink_states, bits_down)
         cost = jnp.where(cohort.present, population.size(cohort.ids), 0)
 
         if aggregator.stacked:
@@ -135,12 +152,32 @@ def federated(
             server=server.update(state.server, aggregate),
             clients=clients,
             uplink=memories,
+            received=scatter(state.received, state_rows, received, cohort.present),
+            downlink=downlink_state,
             aggregator=aggregator_state,
             key=state.key,
             round=state.round + 1,
         ), record
 
-    return FederatedAlgorithm(init, round_, lambda state: server.params(state.server), aggregator.accountant)
+    def traffic(params: PyTree, population: Population) -> Traffic:
+        key = jax.random.key(0)
+        message, examples = server.broadcast(server.init(params)), population.examples(jnp.int32(0))
+        update = jax.eval_shape(train, message, examples, client.init(params), key).update
+        update = optax.tree.random_like(key, update)
+        up = _payload_bits(uplink.apply(update, uplink.init(optax.tree.zeros_like(update)), key)[2], update)
+
+        down, state, memory = [], downlink.init(message), downlink.client_init()
+        for round_key in jax.random.split(key):
+            received, state, bits = downlink.apply(message, state, round_key)
+            count, memory = downlink.receive(_payload_bits(bits, received), memory, state)
+            down.append(int(count.value()))
+        return Traffic(int(up), *down)
+
+    return FederatedAlgorithm(init, round_, lambda state: server.params(state.server), aggregator.accountant, traffic)
+
+
+def _payload_bits(bits: Any, sent: PyTree) -> Any:
+    return size_in_bits(sent) if bits is None else bits
 
 
 def _check_stack_fits(one_client: ClientFn, shared: PyTree, slots: PyTree) -> None:

@@ -1,4 +1,4 @@
-"""Combining what happens to an update on its way: `chain`, `compose`, and a codec as a transform."""
+"""Combining what happens to an update on its way: `chain`, `compose`, and a codec as a transform or a downlink."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -7,7 +7,8 @@ from itertools import groupby
 import jax
 import jax.numpy as jnp
 
-from fedjax_edge.core.protocols import Codec, PyTree, UpdateTransform
+from fedjax_edge.core.counts import Count
+from fedjax_edge.core.protocols import Codec, Downlink, PyTree, UpdateTransform
 from fedjax_edge.core.trees import size_in_bits
 
 
@@ -109,13 +110,30 @@ def as_transform(part: UpdateTransform | Codec) -> UpdateTransform:
     if isinstance(part, UpdateTransform):
         return part
     if not isinstance(part, Codec):
-        raise TypeError(f"an uplink is made of UpdateTransforms and Codecs, got {part!r}")
+        raise TypeError(f"an uplink or downlink is made of UpdateTransforms and Codecs, got {part!r}")
 
     def apply(update: PyTree, state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree, int]:
         payload = part.encode(update, key)
         return part.decode(payload), state, size_in_bits(payload)
 
     return UpdateTransform(init=lambda update: (), apply=apply)
+
+
+def as_downlink(part: Downlink | UpdateTransform | Codec) -> Downlink:
+    """Returns a transform or codec as the downlink that sends every client the same bits, its memory at the server.
+
+    Raises:
+      TypeError: for anything else than a `Downlink`, an `UpdateTransform` or a `Codec`.
+    """
+    if isinstance(part, Downlink):
+        return part
+    transform = as_transform(part)
+    return Downlink(
+        init=transform.init,
+        apply=transform.apply,
+        client_init=lambda: (),
+        receive=lambda bits, memory, state: (Count.of(bits), memory),
+    )
 
 
 IDENTITY = chain()

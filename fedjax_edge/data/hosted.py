@@ -63,6 +63,10 @@ class HostedDataset:
         sizes = np.diff(self.offsets)
         return int(np.partition(sizes, -width)[-width:].sum()) if width < len(sizes) else int(sizes.sum())
 
+    def view_of_nobody(self) -> CohortView:
+        """Returns a view with room for one client and none in it, for what needs only shapes."""
+        return self.view(Cohort(np.zeros(1, np.int32), np.zeros(1, bool)))
+
     def view(self, cohort: Cohort, capacity: int = 1, at_most: int = _NOBODY) -> CohortView:
         """Returns a cohort's examples, copied, padded to `capacity` rows.
 

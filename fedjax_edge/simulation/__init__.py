@@ -1,6 +1,7 @@
 """Running an algorithm: rounds, evaluation, history, checkpoints, sweeps."""
 
 from fedjax_edge.simulation.checkpoint import Checkpoints, checkpoints
+from fedjax_edge.simulation.describe import Description, describe
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation, evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.recipe import Setup
@@ -12,6 +13,7 @@ from fedjax_edge.simulation.tuning import tune_plan
 __all__ = [
     "NO_EVALUATION",
     "Checkpoints",
+    "Description",
     "Evaluation",
     "History",
     "RunResult",
@@ -20,6 +22,7 @@ __all__ = [
     "SweepResult",
     "Trial",
     "checkpoints",
+    "describe",
     "evaluation",
     "run",
     "sweep",

@@ -15,6 +15,8 @@ from fedjax_edge.data import HostedDataset
 from fedjax_edge.data.hosted import CohortView
 from fedjax_edge.simulation.segment import Advance, Pace, Program, Report, Schedule, Variant, run_segment
 
+PER_CLIENT = ("clients", "uplink", "received")  # the fields of a `RoundState` with a row for each client
+
 
 def start_hosted(
     init: Callable[[PyTree, jax.Array, Population], PyTree],
@@ -45,14 +47,11 @@ def start_hosted(
             reports.append(jax.tree.map(lambda leaf: leaf[0], report))
         return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(reports))
 
-    nobody = Cohort(np.zeros(1, np.int32), np.zeros(1, bool))
-    state = init(params, variant.key, population.view(nobody))
+    state = init(params, variant.key, population.view_of_nobody())
     if not isinstance(state, RoundState):
         raise TypeError(f"a population on the host needs an algorithm made by fe.federated, got a state {type(state)}")
     state = jax.tree.map(jnp.copy, on_all_devices(state, program.plan))
-    return state._replace(
-        clients=_for_all(state.clients, "clients", population), uplink=_for_all(state.uplink, "uplink", population)
-    ), advance
+    return state._replace(**{part: _for_all(getattr(state, part), part, population) for part in PER_CLIENT}), advance
 
 
 def _for_all(states: PyTree, part: str, population: HostedDataset) -> PyTree:
@@ -100,12 +99,13 @@ def _run_on_view(
     state: RoundState, schedule: Schedule, view: CohortView, columns: PyTree, variant: Variant, program: Program
 ) -> tuple[RoundState, Report]:
     """Runs one round; the clients' states go to the devices and come back."""
-    kept, ids = (state.clients, state.uplink), np.asarray(view.ids)
+    kept, ids = [getattr(state, part) for part in PER_CLIENT], np.asarray(view.ids)
     present = ids < view.num_clients
     rows = jax.tree.map(lambda leaf: leaf[np.where(present, ids, 0)], kept)
-    clients, uplink = on_all_devices(rows, program.plan)
-    state = state._replace(clients=clients, uplink=uplink)
+    rows = on_all_devices(rows, program.plan)
+    state = state._replace(**dict(zip(PER_CLIENT, rows, strict=True)))
     state, report = run_segment(state, schedule, view, columns, variant, program=program)
-    for leaf, new in zip(*map(jax.tree.leaves, (kept, (state.clients, state.uplink))), strict=True):
+    trained = [getattr(state, part) for part in PER_CLIENT]
+    for leaf, new in zip(jax.tree.leaves(kept), jax.tree.leaves(trained), strict=True):
         leaf[ids[present]] = np.asarray(new)[present]
-    return state._replace(clients=kept[0], uplink=kept[1]), report
+    return state._replace(**dict(zip(PER_CLIENT, kept, strict=True))), report

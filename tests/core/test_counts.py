@@ -25,6 +25,13 @@ def test_a_million_clients_add_up():
     assert total.value() == 1_000_000 * (2**31 - 1)
 
 
+@given(st.integers(0, 2**45), st.integers(0, 2**20 - 1))
+def test_counts_multiply_exactly(value, factor):
+    product = Count.of(value).times(jnp.int32(factor % 300 if value > 2**34 else factor))
+    assert product.value() == value * (factor % 300 if value > 2**34 else factor)
+    assert max(product.middle, product.low) < 2**11
+
+
 def test_arrays_are_split_under_jit():
     values = jnp.array([0, 70_000, 2**31 - 1], jnp.int32)
     np.testing.assert_array_equal(jax.jit(Count.of)(values).value(), np.asarray(values, np.int64))

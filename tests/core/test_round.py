@@ -7,7 +7,18 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_edge.core import Aggregator, ClientOutput, ClientUpdate, Cohort, Mean, Plan, UpdateTransform, federated
+from fedjax_edge.core import (
+    Aggregator,
+    ClientOutput,
+    ClientUpdate,
+    Cohort,
+    Mean,
+    Plan,
+    RunStream,
+    UpdateTransform,
+    derive,
+    federated,
+)
 from fedjax_edge.core.round import RoundState
 from fedjax_edge.data import from_client_arrays
 
@@ -117,6 +128,26 @@ def test_states_last_and_stay_with_their_clients(population):
 
 def counting():
     return UpdateTransform(lambda update: jnp.int32(0), lambda update, state, key: (update, state + 1, 5))
+
+
+def test_clients_train_from_what_they_receive_and_the_server_goes_on_from_its_own(population):
+    def update(params, examples, state, key):
+        return ClientOutput(params, jnp.float32(1), state, {})
+
+    def apply(message, state, key):
+        return message + jax.random.normal(key), state + 1, 7
+
+    noisy = UpdateTransform(lambda message: jnp.int32(0), apply)
+    algorithm = federated(ClientUpdate(lambda params: (), update), optax.sgd(1.0), summing(), downlink=noisy)
+    state = algorithm.init(jnp.zeros(2), jax.random.key(0), population)
+    values = [0.0]
+    for number in range(2):
+        state, record = one_round(algorithm, population, cohort_of(0, 4, absent=[1]), state=state)
+        key = derive(jax.random.key(0), RunStream.DOWNLINK, number)
+        values.append(values[-1] + 2 * (values[-1] + float(jax.random.normal(key))))
+        np.testing.assert_allclose(algorithm.params(state), [values[-1]] * 2, rtol=1e-6)
+        assert record.bits_down.value() == 2 * 7
+    assert state.downlink == 2
 
 
 def test_a_rejected_clients_states_stay_as_they_were(population):

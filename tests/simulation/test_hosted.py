@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fedjax_edge as fe
-from fedjax_edge.simulation.hosted import cohort_views
+from fedjax_edge.simulation.hosted import PER_CLIENT, cohort_views
 
 TWO_DEVICES = fe.make_plan(width=1, devices=2)
 
@@ -26,18 +26,19 @@ def test_a_population_on_the_host_gives_the_same_to_the_bit(linear, sampler, sta
         "poisson": fe.data.poisson(10, 0.4), "uniform": fe.data.uniform(10, 3), "everyone": fe.data.everyone(10)
     }[sampler]  # fmt: skip
     memory = fe.compression.error_feedback(fe.compression.top_k(0.5))
-    algorithm = linear.scaffold(uplink=memory) if stateful else linear.fedavg()
+    delta = fe.compression.delta_broadcast(fe.compression.stochastic_uniform(4))
+    algorithm = linear.scaffold(uplink=memory, downlink=delta) if stateful else linear.fedavg()
     resident = run(linear, algorithm, linear.population, sampler=sampler)
     for state_dir in (None, tmp_path / "states"):
         hosted = run(linear, algorithm, fe.data.on_host(linear.population, state_dir), sampler=sampler)
         chex.assert_trees_all_equal(hosted.params, resident.params)
         chex.assert_trees_all_equal(without_seconds(hosted.history), without_seconds(resident.history))
-        chex.assert_trees_all_equal(hosted.state.clients, jax.device_get(resident.state.clients))
-        chex.assert_trees_all_equal(hosted.state.uplink, jax.device_get(resident.state.uplink))
+        for part in PER_CLIENT:
+            chex.assert_trees_all_equal(getattr(hosted.state, part), jax.device_get(getattr(resident.state, part)))
     if stateful:
         assert isinstance(hosted.state.clients["w"], np.memmap)
         assert len(list((tmp_path / "states").iterdir())) == len(
-            jax.tree.leaves((hosted.state.clients, hosted.state.uplink))
+            jax.tree.leaves((hosted.state.clients, hosted.state.uplink, hosted.state.received))
         )
 
 
