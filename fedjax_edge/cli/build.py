@@ -120,6 +120,7 @@ def _noise_multiplier(config: RunConfig, sampler: Sampler) -> float | None:
 def _algorithm(
     config: RunConfig, loss_fn: LossFn, sampler: Sampler, noise_multiplier: float | None
 ) -> FederatedAlgorithm:
+    quantized = compression.stochastic_uniform
     return algorithms.fedavg(
         loss_fn,
         _client_optimizer(config),
@@ -127,7 +128,8 @@ def _algorithm(
         batch_size=config.batch_size,
         epochs=config.local_epochs,
         aggregator=_aggregator(config, sampler, noise_multiplier),
-        uplink=chain() if config.bits is None else compression.stochastic_uniform(config.bits),
+        uplink=chain() if config.bits is None else quantized(config.bits),
+        downlink=chain() if config.bits_down is None else compression.delta_broadcast(quantized(config.bits_down)),
     )
 
 

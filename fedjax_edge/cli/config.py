@@ -59,6 +59,8 @@ class RunConfig:
 
     bits: int | None = 8
     """Bits for each number of an update on its way up; None sends 32."""
+    bits_down: int | None = None
+    """Bits for each number by which the model changed since the last broadcast; None sends the model itself."""
     clip_norm: float | None = 0.2
     """Largest norm of a device's update in the sum; None leaves updates as they are."""
     noise_multiplier: float | None = 2.75

@@ -16,6 +16,7 @@ STATIC = (
     "server_optimizer",
     "server_momentum",
     "bits",
+    "bits_down",
     "target_epsilon",
 )
 

@@ -120,6 +120,7 @@ def summary(result: RunResult, parts: Parts, seconds: float) -> str:
     sent = history["bits_up"].sum() / 8e6
     whole = history["clients"].sum() * size_in_bits(parts.params) / 8e6
     lines.append(f"sent up {sent:.1f} MB, {sent / whole:.0%} of the {whole:.1f} MB of uncompressed updates")
+    lines.append(f"sent down {history['bits_down'].sum() / 8e6:.1f} MB")
     return "\n".join([*lines, f"{history.rounds} rounds in {seconds:.1f} s"])
 
 

@@ -11,7 +11,7 @@ import optax
 from fedjax_edge.core import checks
 from fedjax_edge.core.counts import Count
 from fedjax_edge.core.executor import ClientFn, map_clients
-from fedjax_edge.core.keys import ClientStream, RunStream, client_key, derive
+from fedjax_edge.core.keys import ClientStream, RunStream, derive
 from fedjax_edge.core.memory import available_bytes, in_words
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import (
@@ -99,13 +99,14 @@ def federated(
 
     @partial(jax.jit, inline=True)  # so that it is traced once, wherever the executor calls it
     def one_client(shared: tuple, slot: tuple, active: jax.Array) -> tuple[PyTree, PyTree]:
-        message, population, aggregator_state = shared
-        client_id, training_key, uplink_key, client_state, uplink_state, bits_down = slot
+        message, population, aggregator_state, round_key = shared
+        client_id, client_state, uplink_state, bits_down = slot
+        key = derive(round_key, client_id)
         examples = population.examples(client_id)
         examples = examples._replace(size=jnp.where(active, examples.size, 0))
 
-        output = train(message, examples, client_state, training_key)
-        received, memory, bits = uplink.apply(output.update, uplink_state, uplink_key)
+        output = train(message, examples, client_state, derive(key, ClientStream.TRAINING))
+        received, memory, bits = uplink.apply(output.update, uplink_state, derive(key, ClientStream.UPLINK))
         contribution = aggregator.contribution(received, output.weight, aggregator_state)
         counts = is_finite((received, output.weight, contribution, output.state, memory))
 
@@ -127,17 +128,15 @@ def federated(
             server.broadcast(state.server), state.downlink, derive(state.key, RunStream.DOWNLINK, state.round)
         )
         plan = plan or choose_plan(message, len(cohort.ids))
-        shared = (message, population, state.aggregator)
+        shared = (message, population, state.aggregator, derive(state.key, RunStream.CLIENTS, state.round))
         state_rows = population.state_row(cohort.ids)
-        keys = jax.vmap(client_key, (None, None, 0))(state.key, state.round, cohort.ids)
-        streams = (jax.vmap(derive, (0, None))(keys, stream) for stream in (ClientStream.TRAINING, ClientStream.UPLINK))
         client_states, uplink_states, received = gather((state.clients, state.uplink, state.received), state_rows)
 
         def receive(memory: PyTree, client_id: jax.Array) -> tuple[Count, PyTree]:
             return downlink.receive(_payload_bits(bits, message), memory, downlink_state)
 
         bits_down, received = jax.vmap(receive)(received, cohort.ids)
-        slots = (cohort.ids, *streams, client_states, uplink_states, bits_down)
+        slots = (cohort.ids, client_states, uplink_states, bits_down)
         cost = jnp.where(cohort.present, population.size(cohort.ids), 0)
 
         if aggregator.stacked:

@@ -289,7 +289,7 @@ def sweep_segment(
         states, variants = pack
         state_axes, variant_axes = 0, Variant(key=0, hyperparameters=0)
         if isinstance(states, RoundState):  # all are in the same round
-            state_axes = RoundState(0, 0, 0, 0, key=0, round=None)
+            state_axes = RoundState(**dict.fromkeys(RoundState._fields, 0))._replace(round=None)
             states = states._replace(round=states.round[0])
             if one_seed:
                 state_axes, variant_axes = state_axes._replace(key=None), variant_axes._replace(key=None)

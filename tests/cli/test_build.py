@@ -33,7 +33,7 @@ def test_the_main_job_is_what_it_says():
         dict(partition="log-normal", model="2nn"),
         dict(dataset="shakespeare", bits=4, server_optimizer="adam"),
         dict(client_optimizer="adam", client_gradient_clip=1.0, server_optimizer="yogi"),
-        dict(sampling="all", server_optimizer="adagrad"),
+        dict(sampling="all", server_optimizer="adagrad", bits_down=4),
     ],
 )
 def test_every_choice_builds(options):
