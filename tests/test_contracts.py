@@ -25,8 +25,10 @@ from fedjax_edge.compression import (
     error_feedback,
     fixed_point,
     half_precision,
+    low_rank,
     natural_compression,
     per_leaf,
+    power_sgd,
     qsgd,
     random_k,
     rotated,
@@ -117,7 +119,7 @@ class CodecRow(NamedTuple):
     codec: Codec | UpdateTransform
     bits: int | None  # of the payload of SMALL; None where the payload's form is left alone
     unbiased: bool | None = False  # None: up to what vanishes with the size, tested where the codec is
-    random: bool = True
+    random: bool | None = True  # None: in a way that the kit's vectors do not show, tested where the codec is
     standard_errors: float = 6.0  # of correlations, by which draws may be related: more where few numbers draw
     error: Callable | None = None  # of an update, in float64: the bound of E ||received - update||^2
     tight: bool = False  # whether that is the error itself
@@ -212,6 +214,20 @@ CODECS = {
         4 * 8 + 32 + 32,
         unbiased=True,
         error=share(17 / 4 * (1 + 4 / 127**2) - 1),
+    ),
+    "low_rank": CodecRow(
+        low_rank(1),
+        (4 + 3 + 1) * 32 + 4 * 16,
+        random=None,
+        error=lambda x: (1 - 1 / 3) * (x["a"] ** 2).sum(),
+        contracts=True,
+    ),
+    "power_sgd": CodecRow(
+        power_sgd(1),
+        (4 + 3 + 1) * 32 + 4 * 16,
+        random=None,
+        error=lambda x: (1 - 1 / 3) * (x["a"] ** 2).sum(),
+        remembers=lambda state: state.memory,
     ),
     "error_feedback(top_k)": CodecRow(
         error_feedback(top_k(QUARTER)), 4 * 32 + 24, random=False, error=share(13 / 17), remembers=lambda state: state
@@ -399,7 +415,7 @@ def test_a_codecs_draws_are_drawn_once(name):
     row = CODECS[name]
     if row.random:
         testing.assert_keys_independent(row.codec, KEY, leaves=2, standard_errors=row.standard_errors)
-    else:
+    elif row.random is False:
         with pytest.raises(AssertionError, match="nothing is random"):
             testing.assert_keys_independent(row.codec, KEY, rounds=1, clients=2, leaves=1, size=32)
 

@@ -6,6 +6,7 @@ from fedjax_edge.compression.fixed_point import fixed_point
 from fedjax_edge.compression.half_precision import half_precision
 from fedjax_edge.compression.natural import natural_compression
 from fedjax_edge.compression.per_leaf import per_leaf
+from fedjax_edge.compression.power_sgd import low_rank, power_sgd
 from fedjax_edge.compression.qsgd import qsgd
 from fedjax_edge.compression.random_k import random_k
 from fedjax_edge.compression.rotated import rotated
@@ -22,8 +23,10 @@ __all__ = [
     "error_feedback",
     "fixed_point",
     "half_precision",
+    "low_rank",
     "natural_compression",
     "per_leaf",
+    "power_sgd",
     "qsgd",
     "random_k",
     "rotated",
