@@ -20,9 +20,11 @@ import fedjax_edge as fe
 from fedjax_edge import testing
 from fedjax_edge.compression import (
     compose,
+    count_sketch,
     drive,
     eden,
     error_feedback,
+    fetch_sgd,
     fixed_point,
     half_precision,
     low_rank,
@@ -33,6 +35,7 @@ from fedjax_edge.compression import (
     random_k,
     rotated,
     scaled_sign,
+    sent_as_sketch,
     sign,
     stochastic_uniform,
     terngrad,
@@ -100,6 +103,9 @@ AGGREGATORS = {
         ALWAYS,
         lacks=frozenset({"translation", "scale", "linear"}),
         sensitivity=2 * CLIP,
+    ),
+    "fetch_sgd": AggregatorRow(
+        fetch_sgd(3, 40, fraction=0.2), ALWAYS | {"scale", "mirror"}, lacks=frozenset({"translation", "linear"})
     ),
 }
 PROPERTIES: dict[str, Callable] = {
@@ -215,6 +221,8 @@ CODECS = {
         unbiased=True,
         error=share(17 / 4 * (1 + 4 / 127**2) - 1),
     ),
+    "count_sketch": CodecRow(count_sketch(3, 7), 3 * 7 * 32 + 32, unbiased=True, error=share(16 / (3 * 7)), tight=True),
+    "count_sketch, median": CodecRow(count_sketch(5, 7, median=True), 5 * 7 * 32 + 32, unbiased=True),
     "low_rank": CodecRow(
         low_rank(1),
         (4 + 3 + 1) * 32 + 4 * 16,
@@ -235,6 +243,7 @@ CODECS = {
     "error_feedback(stochastic_uniform)": CodecRow(
         error_feedback(stochastic_uniform(1)), each_leaf(1, 64), unbiased=True, remembers=lambda state: state
     ),
+    "sent_as_sketch": CodecRow(sent_as_sketch(3, 7), 3 * 7 * 32, unbiased=True, random=False),
     "clip": CodecRow(fe.privacy.clip(0.5), None, random=False, contracts=True),
 }
 

@@ -1,7 +1,9 @@
 """Codecs: what an update costs on the wire, and what it loses there."""
 
+from fedjax_edge.compression.count_sketch import count_sketch
 from fedjax_edge.compression.eden import drive, eden
 from fedjax_edge.compression.error_feedback import error_feedback
+from fedjax_edge.compression.fetch_sgd import fetch_sgd, sent_as_sketch
 from fedjax_edge.compression.fixed_point import fixed_point
 from fedjax_edge.compression.half_precision import half_precision
 from fedjax_edge.compression.natural import natural_compression
@@ -18,9 +20,11 @@ from fedjax_edge.core.transforms import compose
 
 __all__ = [
     "compose",
+    "count_sketch",
     "drive",
     "eden",
     "error_feedback",
+    "fetch_sgd",
     "fixed_point",
     "half_precision",
     "low_rank",
@@ -31,6 +35,7 @@ __all__ = [
     "random_k",
     "rotated",
     "scaled_sign",
+    "sent_as_sketch",
     "sign",
     "stochastic_uniform",
     "terngrad",
