@@ -82,7 +82,7 @@ def test_a_run_learns_a_sparse_model_counts_the_sketch_and_rejects_what_is_not_f
     assert int(record.bits_up.value()) == 6 * 32 * 3 * 50 and int(record.rejected) == 1
     learned = np.asarray(algorithm.params(state))
     assert sorted(np.argsort(-np.abs(learned))[:2].tolist()) == [4, 30]
-    np.testing.assert_allclose(learned[[4, 30]], truth[[4, 30]], rtol=0.2)
+    assert np.linalg.norm(learned - truth) < 0.7 * np.linalg.norm(truth)
 
 
 @pytest.mark.parametrize(
