@@ -2,6 +2,7 @@
 
 from fedjax_edge.compression.count_sketch import count_sketch
 from fedjax_edge.compression.eden import drive, eden
+from fedjax_edge.compression.entropy import coded_size, elias_bits, entropy_bits, entropy_coded
 from fedjax_edge.compression.error_feedback import error_feedback
 from fedjax_edge.compression.fetch_sgd import fetch_sgd, sent_as_sketch
 from fedjax_edge.compression.fixed_point import fixed_point
@@ -19,10 +20,14 @@ from fedjax_edge.compression.top_k import top_k
 from fedjax_edge.core.transforms import compose
 
 __all__ = [
+    "coded_size",
     "compose",
     "count_sketch",
     "drive",
     "eden",
+    "elias_bits",
+    "entropy_bits",
+    "entropy_coded",
     "error_feedback",
     "fetch_sgd",
     "fixed_point",
