@@ -29,6 +29,7 @@ from fedjax_edge.compression import (
     fixed_point,
     half_precision,
     low_rank,
+    masked,
     natural_compression,
     per_leaf,
     power_sgd,
@@ -39,6 +40,7 @@ from fedjax_edge.compression import (
     sent_as_sketch,
     sign,
     stochastic_uniform,
+    symmetric,
     terngrad,
     top_k,
 )
@@ -105,6 +107,9 @@ AGGREGATORS = {
         lacks=frozenset({"translation", "scale", "linear"}),
         sensitivity=2 * CLIP,
     ),
+    "majority_vote": AggregatorRow(
+        fe.aggregation.majority_vote(), ALWAYS | {"mirror"}, lacks=frozenset({"translation", "scale", "linear"})
+    ),
     "fetch_sgd": AggregatorRow(
         fetch_sgd(3, 40, fraction=0.2), ALWAYS | {"scale", "mirror"}, lacks=frozenset({"translation", "linear"})
     ),
@@ -118,6 +123,19 @@ PROPERTIES: dict[str, Callable] = {
     "convex": testing.assert_convex,
     "linear": lambda aggregator, updates, weights: testing.assert_linear(aggregator, updates, OTHERS, weights),
 }
+
+
+def masked_by_turns():
+    """`masked`, with a mask that keeps every other number of whatever form an update has."""
+
+    def of(structure, shapes):
+        return masked(structure.unflatten([np.arange(np.prod(s, dtype=int)).reshape(s) % 2 == 0 for s in shapes]))
+
+    def encode(update, key):
+        leaves, structure = jax.tree.flatten(update)
+        return of(structure, [leaf.shape for leaf in leaves]).encode(update, key)
+
+    return Codec(encode, lambda payload: of(payload.shape.structure, payload.shape.shapes).decode(payload))
 
 
 VARIES = "with the numbers"
@@ -240,6 +258,13 @@ CODECS = {
         random=None,
         error=lambda x: (1 - 1 / 3) * (x["a"] ** 2).sum(),
         remembers=lambda state: state.memory,
+    ),
+    "masked": CodecRow(masked_by_turns(), (6 + 1 + 2) * 32, random=False, error=squared),
+    "symmetric": CodecRow(
+        symmetric(4),
+        each_leaf(4, 32),
+        random=False,
+        error=lambda update: sum(x.size * (np.abs(x).max() / 14) ** 2 for x in leaves_of(update)),
     ),
     "entropy_coded(qsgd)": CodecRow(entropy_coded(qsgd(1)), VARIES, unbiased=True, error=of_levels(1)),
     "error_feedback(top_k)": CodecRow(

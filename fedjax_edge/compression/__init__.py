@@ -10,16 +10,19 @@ from fedjax_edge.compression.half_precision import half_precision
 from fedjax_edge.compression.natural import natural_compression
 from fedjax_edge.compression.per_leaf import per_leaf
 from fedjax_edge.compression.power_sgd import low_rank, power_sgd
+from fedjax_edge.compression.pruning import apply_mask, magnitude_mask, masked, sparse_optimizer, stored_bits
 from fedjax_edge.compression.qsgd import qsgd
 from fedjax_edge.compression.random_k import random_k
 from fedjax_edge.compression.rotated import rotated
 from fedjax_edge.compression.sign import scaled_sign, sign
 from fedjax_edge.compression.stochastic_uniform import stochastic_uniform
+from fedjax_edge.compression.symmetric import symmetric
 from fedjax_edge.compression.terngrad import terngrad
 from fedjax_edge.compression.top_k import top_k
 from fedjax_edge.core.transforms import compose
 
 __all__ = [
+    "apply_mask",
     "coded_size",
     "compose",
     "count_sketch",
@@ -33,6 +36,8 @@ __all__ = [
     "fixed_point",
     "half_precision",
     "low_rank",
+    "magnitude_mask",
+    "masked",
     "natural_compression",
     "per_leaf",
     "power_sgd",
@@ -42,7 +47,10 @@ __all__ = [
     "scaled_sign",
     "sent_as_sketch",
     "sign",
+    "sparse_optimizer",
     "stochastic_uniform",
+    "stored_bits",
+    "symmetric",
     "terngrad",
     "top_k",
 ]

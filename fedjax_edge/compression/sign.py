@@ -35,9 +35,7 @@ def sign() -> Codec:
     """Returns the codec that sends the sign of each number: 1 bit, in whole bytes, and a byte for the update.
 
     Deterministic and biased without bound: of the magnitude nothing is left, so choose the server's learning rate for
-    numbers of magnitude 1. For signSGD with majority vote the server takes the sign of the sum of what it receives: an
-    unweighted mean of clients, and then `optax.sign_sgd(learning_rate)`. A client that is right about a sign with
-    probability above 1/2 counts as much as any other, whatever its data and its magnitudes.
+    numbers of magnitude 1. signSGD with majority vote is this codec with `fe.aggregation.majority_vote`.
 
     ==========================  ========================================================
     input                       decoded
@@ -49,8 +47,7 @@ def sign() -> Codec:
     ==========================  ========================================================
 
     Source: Bernstein et al., "signSGD: Compressed Optimisation for Non-Convex Problems", ICML 2018 (arXiv:1802.04434),
-    Algorithm 1; majority vote: Bernstein et al., "signSGD with Majority Vote is Communication Efficient and Fault
-    Tolerant", ICLR 2019 (arXiv:1810.05291), Algorithm 1.
+    Algorithm 1.
 
     >>> codec = sign()
     >>> codec.decode(codec.encode(jnp.array([0.5, -4.0, 0.0]), None)).tolist()
