@@ -10,7 +10,7 @@ from scipy.special import ndtr, ndtri
 
 from fedjax_edge.compression.leafwise import leafwise
 from fedjax_edge.compression.norms import l2_norm, nonzero
-from fedjax_edge.compression.packing import pack, unpack
+from fedjax_edge.compression.packing import Packed, pack, unpack
 from fedjax_edge.compression.rotated import rotated
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import Codec
@@ -21,7 +21,7 @@ _CELLS, _RANGE = 4096, 5.0  # a table that finds a number's level: cells so narr
 class Rounded(NamedTuple):
     """What is sent of the rotated update: codes of the levels, and what they are multiplied by."""
 
-    codes: jax.Array  # uint8, packed
+    codes: Packed
     scale: jax.Array  # float32 []
 
 
@@ -98,7 +98,7 @@ def eden(bits: int) -> Codec:
         return Rounded(pack(codes.astype(jnp.uint32), bits), length * values.size**-0.5 / nonzero(overlap))
 
     def decode_leaf(content: Rounded, size: int) -> jax.Array:
-        return content.scale * jnp.asarray(levels)[unpack(content.codes, bits, size)]
+        return content.scale * jnp.asarray(levels)[unpack(content.codes)]
 
     return rotated(leafwise(encode_leaf, decode_leaf))
 

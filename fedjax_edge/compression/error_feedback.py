@@ -1,5 +1,7 @@
 """Error feedback: what compression lost is remembered on the client and sent later."""
 
+from collections.abc import Callable
+
 import jax
 import optax
 
@@ -7,11 +9,16 @@ from fedjax_edge.core.protocols import Codec, PyTree, UpdateTransform
 from fedjax_edge.core.trees import size_in_bits
 
 
-def error_feedback(codec: Codec) -> UpdateTransform:
+def error_feedback(codec: Codec, size: Callable[[PyTree], int | jax.Array] = size_in_bits) -> UpdateTransform:
     """Returns the transform that adds a client's memory to its update, sends that through `codec`, and keeps the rest.
 
     At any time the sum of all that was sent plus the memory equals the sum of all updates. A client's memory lasts
     from one of its rounds to the next, however long that takes.
+
+    Args:
+      codec: what updates are sent through.
+      size: `(payload) -> bits`, what a payload costs: by default what it occupies; `coded_size` once it is
+        entropy-coded.
 
     Raises:
       TypeError: for anything but a `Codec`.
@@ -23,10 +30,10 @@ def error_feedback(codec: Codec) -> UpdateTransform:
     if not isinstance(codec, Codec):
         raise TypeError(f"error_feedback wraps a Codec, got {codec!r}")
 
-    def apply(update: PyTree, memory: PyTree, key: jax.Array) -> tuple[PyTree, PyTree, int]:
+    def apply(update: PyTree, memory: PyTree, key: jax.Array) -> tuple[PyTree, PyTree, int | jax.Array]:
         corrected = optax.tree.add(update, memory)
         payload = codec.encode(corrected, key)
         sent = codec.decode(payload)
-        return sent, optax.tree.sub(corrected, sent), size_in_bits(payload)
+        return sent, optax.tree.sub(corrected, sent), size(payload)
 
     return UpdateTransform(init=optax.tree.zeros_like, apply=apply)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_edge.compression.flatten import TreeShape, flatten
-from fedjax_edge.compression.packing import pack, unpack
+from fedjax_edge.compression.packing import Packed, pack, unpack
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import Codec, PyTree
 
@@ -17,7 +17,7 @@ from fedjax_edge.core.protocols import Codec, PyTree
 class FixedPoint:
     """What is sent: every number's multiple of the grid's step, offset to be unsigned."""
 
-    codes: jax.Array  # uint8, packed
+    codes: Packed
     shape: TreeShape
 
 
@@ -58,7 +58,7 @@ def fixed_point(bits: int) -> Codec:
         return FixedPoint(pack(codes.astype(jnp.uint32), bits + 1), shape)
 
     def decode(payload: FixedPoint) -> PyTree:
-        codes = unpack(payload.codes, bits + 1, payload.shape.size)
+        codes = unpack(payload.codes)
         values = (codes.astype(jnp.float32) - steps) / steps
         return payload.shape.unflatten(jnp.where(codes == not_a_number, jnp.nan, values))
 

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 
 from fedjax_edge.compression.leafwise import leafwise
 from fedjax_edge.compression.norms import nonzero
-from fedjax_edge.compression.packing import pack, unpack
+from fedjax_edge.compression.packing import Packed, pack, unpack
 from fedjax_edge.core.protocols import Codec
 
 
 class Levels(NamedTuple):
     """What is sent of one leaf: codes of the levels -levels ... levels, and what the outermost stands for."""
 
-    codes: jax.Array  # uint8, packed
+    codes: Packed
     scale: jax.Array  # float32 []
 
 
@@ -36,7 +36,7 @@ def stochastic_levels(levels: int, scale_of: Callable[[jax.Array], jax.Array]) -
         return Levels(pack(codes.astype(jnp.uint32), bits), scale)
 
     def decode_leaf(content: Levels, size: int) -> jax.Array:
-        codes = unpack(content.codes, bits, size).astype(jnp.float32)
+        codes = unpack(content.codes).astype(jnp.float32)
         return content.scale * ((codes - levels) / levels)
 
     return leafwise(encode_leaf, decode_leaf, jax.random.uniform)

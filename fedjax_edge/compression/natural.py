@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_edge.compression.flatten import TreeShape, flatten
-from fedjax_edge.compression.packing import pack, unpack
+from fedjax_edge.compression.packing import Packed, pack, unpack
 from fedjax_edge.core.protocols import Codec, PyTree
 
 _MANTISSA, _CODE = 23, 9  # bits of a float32: mantissa; sign and exponent
@@ -19,7 +19,7 @@ _EXPONENT = 2**8 - 1
 class Powers:
     """What is sent: the sign and exponent of every number."""
 
-    codes: jax.Array  # uint8, packed
+    codes: Packed
     shape: TreeShape
 
 
@@ -60,7 +60,7 @@ def natural_compression() -> Codec:
         return Powers(pack(jnp.where(not_finite, code, rounded), _CODE), shape)
 
     def decode(payload: Powers) -> PyTree:
-        words = unpack(payload.codes, _CODE, payload.shape.size) << _MANTISSA
+        words = unpack(payload.codes) << _MANTISSA
         return payload.shape.unflatten(jax.lax.bitcast_convert_type(words, jnp.float32))
 
     return Codec(encode, decode)

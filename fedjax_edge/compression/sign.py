@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from fedjax_edge.compression.flatten import TreeShape, flatten
 from fedjax_edge.compression.leafwise import leafwise
 from fedjax_edge.compression.norms import mean_magnitude
-from fedjax_edge.compression.packing import pack, unpack
+from fedjax_edge.compression.packing import Packed, pack, unpack
 from fedjax_edge.core.protocols import Codec, PyTree
 
 
@@ -19,7 +19,7 @@ from fedjax_edge.core.protocols import Codec, PyTree
 class Signs:
     """What is sent: every sign, and whether the update was finite."""
 
-    signs: jax.Array  # uint8, packed; 1 for minus
+    signs: Packed  # 1 for minus
     is_finite: jax.Array  # bool []
     shape: TreeShape
 
@@ -27,7 +27,7 @@ class Signs:
 class ScaledSigns(NamedTuple):
     """What is sent of one leaf: every sign, and the mean magnitude."""
 
-    signs: jax.Array  # uint8, packed; 1 for minus
+    signs: Packed  # 1 for minus
     scale: jax.Array  # float32 []
 
 
@@ -35,9 +35,7 @@ def sign() -> Codec:
     """Returns the codec that sends the sign of each number: 1 bit, in whole bytes, and a byte for the update.
 
     Deterministic and biased without bound: of the magnitude nothing is left, so choose the server's learning rate for
-    numbers of magnitude 1. For signSGD with majority vote the server takes the sign of the sum of what it receives: an
-    unweighted mean of clients, and then `optax.sign_sgd(learning_rate)`. A client that is right about a sign with
-    probability above 1/2 counts as much as any other, whatever its data and its magnitudes.
+    numbers of magnitude 1. signSGD with majority vote is this codec with `fe.aggregation.majority_vote`.
 
     ==========================  ========================================================
     input                       decoded
@@ -49,8 +47,7 @@ def sign() -> Codec:
     ==========================  ========================================================
 
     Source: Bernstein et al., "signSGD: Compressed Optimisation for Non-Convex Problems", ICML 2018 (arXiv:1802.04434),
-    Algorithm 1; majority vote: Bernstein et al., "signSGD with Majority Vote is Communication Efficient and Fault
-    Tolerant", ICLR 2019 (arXiv:1810.05291), Algorithm 1.
+    Algorithm 1.
 
     >>> codec = sign()
     >>> codec.decode(codec.encode(jnp.array([0.5, -4.0, 0.0]), None)).tolist()
@@ -62,7 +59,7 @@ def sign() -> Codec:
         return Signs(pack_signs(vector), jnp.isfinite(vector).all(), shape)
 
     def decode(payload: Signs) -> PyTree:
-        signs = unpack_signs(payload.signs, payload.shape.size)
+        signs = unpack_signs(payload.signs)
         return payload.shape.unflatten(jnp.where(payload.is_finite, signs, jnp.nan))
 
     return Codec(encode, decode)
@@ -96,16 +93,16 @@ def scaled_sign() -> Codec:
         return ScaledSigns(pack_signs(values), mean_magnitude(values))
 
     def decode_leaf(content: ScaledSigns, size: int) -> jax.Array:
-        return content.scale * unpack_signs(content.signs, size)
+        return content.scale * unpack_signs(content.signs)
 
     return leafwise(encode_leaf, decode_leaf)
 
 
-def pack_signs(values: jax.Array) -> jax.Array:
-    """Returns a bit for each number, 1 below zero, uint8 [ceil(n / 8)]."""
+def pack_signs(values: jax.Array) -> Packed:
+    """Returns a bit for each number, 1 below zero."""
     return pack((values < 0).astype(jnp.uint32), 1)
 
 
-def unpack_signs(packed: jax.Array, size: int) -> jax.Array:
-    """Returns 1 or -1 for each bit, float32 [size]."""
-    return 1 - 2 * unpack(packed, 1, size).astype(jnp.float32)
+def unpack_signs(packed: Packed) -> jax.Array:
+    """Returns 1 or -1 for each bit, float32 [count]."""
+    return 1 - 2 * unpack(packed).astype(jnp.float32)

@@ -1,6 +1,5 @@
 """Stochastic uniform quantization: unbiased at any number of bits."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_edge.compression.norms import nan_unless_finite
-from fedjax_edge.compression.packing import pack, unpack
+from fedjax_edge.compression.packing import Packed, pack, unpack
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import Codec, PyTree
 
@@ -19,7 +18,7 @@ from fedjax_edge.core.protocols import Codec, PyTree
 class Quantized:
     """What is sent of one leaf: packed codes, and the grid they count on."""
 
-    codes: jax.Array  # uint8, packed
+    codes: Packed
     low: jax.Array  # float32 []
     step: jax.Array  # float32 []
     shape: tuple[int, ...]
@@ -57,7 +56,7 @@ def stochastic_uniform(bits: int) -> Codec:
 
     >>> codec = stochastic_uniform(8)
     >>> payload = codec.encode(jnp.array([0.0, 0.3, 1.0]), jax.random.key(0))
-    >>> payload.codes.dtype.name, bool(abs(codec.decode(payload)[1] - 0.3) < 1 / 255)
+    >>> payload.codes.content.dtype.name, bool(abs(codec.decode(payload)[1] - 0.3) < 1 / 255)
     ('uint8', True)
     """
     checks.integer("bits", bits, at_most=16)
@@ -74,7 +73,7 @@ def stochastic_uniform(bits: int) -> Codec:
         return Quantized(pack(codes.astype(jnp.uint32), bits), low, step, leaf.shape, leaf.dtype)
 
     def decode_leaf(payload: Quantized) -> jax.Array:
-        codes = unpack(payload.codes, bits, math.prod(payload.shape)).astype(jnp.float32)
+        codes = unpack(payload.codes).astype(jnp.float32)
         return (payload.low + codes * payload.step).reshape(payload.shape).astype(payload.dtype)
 
     def encode(update: PyTree, key: jax.Array) -> PyTree:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_edge.compression.flatten import TreeShape, flatten
-from fedjax_edge.compression.packing import pack, unpack
+from fedjax_edge.compression.packing import Packed, pack, unpack
 from fedjax_edge.compression.selection import largest_magnitudes
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import Codec, PyTree
@@ -19,7 +19,7 @@ class Sparse:
     """What is sent: the numbers that are kept, and where they belong."""
 
     values: jax.Array  # float32 [k]
-    indices: jax.Array  # uint8, packed
+    indices: Packed
     shape: TreeShape
 
 
@@ -52,7 +52,7 @@ def top_k(fraction: float) -> Codec:
 
     def decode(payload: Sparse) -> PyTree:
         size = payload.shape.size
-        indices = unpack(payload.indices, _index_bits(size), len(payload.values)).astype(jnp.int32)
+        indices = unpack(payload.indices).astype(jnp.int32)
         return payload.shape.unflatten(jnp.zeros(size, jnp.float32).at[indices].set(payload.values))
 
     return Codec(encode, decode)

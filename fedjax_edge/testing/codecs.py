@@ -144,10 +144,12 @@ def assert_round_trip(
     if bits is not None:
         assert np.shape(bits) == () and int(bits) >= 0, f"the bits are {bits!r}, expected one number of at least 0"
     two = jax.tree.map(lambda leaf: jnp.asarray(np.stack([np.asarray(leaf)] * 2)), (update, memory))
+    largest = max((np.abs(leaf).max() for leaf in named_leaves(update).values() if leaf.size), default=0)
+    beside = jax.tree.map(lambda leaf: np.asarray(largest, leaf.dtype), update)  # a rotation mixes the leaves
     together, _, _ = _apply_to_many(codec, *two, jnp.stack([key, key]))
     for client in range(2):
         row = jax.tree.map(lambda leaf, client=client: np.asarray(leaf)[client], together)
-        assert_close(f"what is received from client {client} of 2, mapped over", row, received)
+        assert_close(f"what is received from client {client} of 2, mapped over", row, received, beside=(beside,))
 
 
 def assert_rejects_non_finite(codec: Transform, update: PyTree, key: jax.Array) -> None:

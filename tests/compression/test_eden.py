@@ -45,7 +45,7 @@ def test_a_coordinate_goes_to_the_nearest_level(bits):
     rotated = hadamard(jnp.pad(UPDATE, (0, 12)) * random_signs(payload.seed, 512))
     unit = np.asarray(rotated) / np.linalg.norm(UPDATE) * 512**0.5
     levels = normal_levels(2**bits)
-    sent = levels[unpack(payload.payload.content.codes, bits, 512)]
+    sent = levels[unpack(payload.payload.content.codes)]
     np.testing.assert_allclose(np.abs(unit - sent), np.abs(unit[:, None] - levels).min(1), atol=1e-5)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedjax_edge.compression.packing import pack, unpack
+from fedjax_edge.compression.packing import Packed, pack, unpack
 
 WIDTHS = range(1, 18)
 COUNTS = [0, 1, 3, 16]
@@ -15,7 +15,7 @@ COUNTS = [0, 1, 3, 16]
 
 @partial(jax.jit, static_argnums=1)
 def round_trip(codes, bits):
-    return pack(codes, bits), unpack(pack(codes, bits), bits, codes.size)
+    return pack(codes, bits).content, unpack(pack(codes, bits))
 
 
 def as_one_integer(codes, bits):
@@ -46,6 +46,6 @@ def test_the_smallest_and_the_largest_code_survive_side_by_side(bits):
 @pytest.mark.parametrize("bits", [3, 8])
 def test_rows_are_packed_by_themselves_under_vmap(bits):
     codes = jax.random.bits(jax.random.key(1), (4, 5), jnp.uint32) % (2**bits)
-    packed = jax.vmap(lambda row: pack(row, bits))(codes)
-    np.testing.assert_array_equal(packed, [pack(row, bits) for row in codes])
-    np.testing.assert_array_equal(jax.vmap(lambda row: unpack(row, bits, 5))(packed), codes)
+    packed = jax.vmap(lambda row: pack(row, bits).content)(codes)
+    np.testing.assert_array_equal(packed, [pack(row, bits).content for row in codes])
+    np.testing.assert_array_equal(jax.vmap(lambda row: unpack(Packed(row, bits, 5)))(packed), codes)
