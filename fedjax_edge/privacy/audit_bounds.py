@@ -111,8 +111,8 @@ def audit_estimate(scores: jax.Array, included: jax.Array, delta: float) -> floa
     fitted to the scores of the canaries that were included and one to those of the others, and the epsilon is that of
     telling the two normals apart at `delta`, in the worse direction. For the Gaussian mechanism it is right in high
     dimension and with many canaries. With few it errs upward, as the worse direction of two fitted spreads is taken:
-    where 2.02 is true, 20,000 canaries give 2.18 on average (standard deviation 0.13), 1,000 give 2.8 (0.6). It looks at
-    these canaries only; a mechanism that treats worse what it did not see goes unnoticed.
+    where 2.02 is true, 20,000 canaries give 2.18 on average (standard deviation 0.13), 1,000 give 2.8 (0.6). It looks
+    at these canaries only; a mechanism that treats worse what it did not see goes unnoticed.
 
     | case                                       | result                                       |
     |--------------------------------------------|----------------------------------------------|

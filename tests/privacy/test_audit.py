@@ -2,8 +2,8 @@
 key used twice.
 
 Keys are fixed, so that each test passes always or never. Over other keys a correct mechanism is refuted with
-probability at most 5 % (in fact far below, as the theorem is loose for Gaussian noise: over 10 keys the bound was 0.97 to
-1.21 for an epsilon of 2.02), and half the noise was found with each of these keys (2.11 to 2.38).
+probability at most 5 % (in fact far below, as the theorem is loose for Gaussian noise: over 10 keys the bound was 0.97
+to 1.21 for an epsilon of 2.02), and half the noise was found with each of these keys (2.11 to 2.38).
 """
 
 import dp_accounting

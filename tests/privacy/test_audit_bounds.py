@@ -107,6 +107,16 @@ def test_the_epsilon_between_two_normals_is_that_of_quadrature(mean, std):
     assert _epsilon_between_normals(mean, std, 1e-3) == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
+def test_the_estimate_of_unequal_spreads_is_that_of_the_worse_direction():
+    """Included N(3, 2^2), others N(1, 0.5^2): seen from the others N(4, 4^2), from the included N(-1, 0.25^2)."""
+    from fedjax_edge.privacy.audit_bounds import _epsilon_between_normals
+
+    quantiles = stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000)
+    scores = np.concatenate([3 + 2 * quantiles, 1 + 0.5 * quantiles])
+    expected = max(_epsilon_between_normals(4.0, 4.0, 1e-3), _epsilon_between_normals(-1.0, 0.25, 1e-3))
+    assert audit_estimate(scores, np.arange(40_000) < 20_000, 1e-3) == pytest.approx(expected, rel=1e-2)
+
+
 def test_estimates_of_scores_without_spread():
     included = np.array([True, True, False, False])
     assert audit_estimate(np.array([1.0, 1, 0, 0]), included, 1e-5) == math.inf
