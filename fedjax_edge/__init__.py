@@ -7,7 +7,18 @@ A round is put together from a client update (`fe.clients`), an uplink (`fe.comp
 the literature made of them, and `fe.run` runs it. `fedjax_edge.plotting` is imported on its own.
 """
 
-from fedjax_edge import aggregation, algorithms, clients, compression, core, data, models, privacy, simulation
+from fedjax_edge import (
+    aggregation,
+    algorithms,
+    attacks,
+    clients,
+    compression,
+    core,
+    data,
+    models,
+    privacy,
+    simulation,
+)
 from fedjax_edge.core import chain, choose_plan, federated, make_plan, use_cpu_cores
 from fedjax_edge.data import FederatedDataset
 from fedjax_edge.simulation import History, Setup, checkpoints, describe, evaluation, run, sweep, tune_plan
@@ -20,6 +31,7 @@ __all__ = [
     "Setup",
     "aggregation",
     "algorithms",
+    "attacks",
     "chain",
     "checkpoints",
     "choose_plan",

@@ -26,6 +26,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PARTS = {
     "fe.aggregation": fe.aggregation,
     "fe.algorithms": fe.algorithms,
+    "fe.attacks": fe.attacks,
     "fe.clients": fe.clients,
     "fe.compression": fe.compression,
     "fe.data": fe.data,
