@@ -157,7 +157,14 @@ class FullParticipation(NamedTuple):
     num_clients: int
 
 
-Sampling = PoissonSampling | FixedSampling | FullParticipation | None
+class CyclicSampling(NamedTuple):
+    """The clients in turn, `cohort_size` a round, around and around: round t takes those after round t - 1's."""
+
+    num_clients: int
+    cohort_size: int
+
+
+Sampling = PoissonSampling | FixedSampling | FullParticipation | CyclicSampling | None
 
 
 class Sampler(NamedTuple):

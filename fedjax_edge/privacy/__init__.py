@@ -3,15 +3,29 @@
 from fedjax_edge.privacy.accounting import calibrate_noise_multiplier, gaussian_accountant
 from fedjax_edge.privacy.adaptive_clip_mean import adaptive_clip_mean
 from fedjax_edge.privacy.clipping import clip, clip_by_norm, per_layer, total_norm
+from fedjax_edge.privacy.correlated_mean import correlated_mean
+from fedjax_edge.privacy.correlated_noise import (
+    Strategy,
+    banded_toeplitz_noise,
+    blt_noise,
+    streaming_noise,
+    tree_noise,
+)
 from fedjax_edge.privacy.gaussian_mean import gaussian_mean
 
 __all__ = [
+    "Strategy",
     "adaptive_clip_mean",
+    "banded_toeplitz_noise",
+    "blt_noise",
     "calibrate_noise_multiplier",
     "clip",
     "clip_by_norm",
+    "correlated_mean",
     "gaussian_accountant",
     "gaussian_mean",
     "per_layer",
+    "streaming_noise",
     "total_norm",
+    "tree_noise",
 ]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import dp_accounting
 import jax
@@ -11,6 +12,7 @@ from dp_accounting.rdp import RdpAccountant
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import (
     Accountant,
+    CyclicSampling,
     FixedSampling,
     FullParticipation,
     PoissonSampling,
@@ -21,6 +23,7 @@ from fedjax_edge.core.protocols import (
 
 _ADD_OR_REMOVE = "add-or-remove one client"
 _REPLACE = "replace one client"
+ZERO_OUT = "zero out one client (its contributions become zero)"
 
 # What rounding in the FFTs of a composition may hide from delta, for each round composed. Against the analytic
 # Gaussian, 2,000 rounds are off by 1e-13 (tested); without this, epsilon at a delta of 1e-12 would be too small.
@@ -37,6 +40,7 @@ def gaussian_accountant(noise_multiplier: float | jax.Array) -> Accountant:
     | `FixedSampling`     | replace one client       | RDP (Wang, Balle and Kasiviswanathan 2019, arXiv:1808.00087, |
     |                     |                          | Theorem 27), sensitivity 2 S since one update leaves as      |
     |                     |                          | another comes                                                |
+    | `CyclicSampling`    | zero out one client      | analytic Gaussian, composed over a client's own rounds       |
     | `None`              |                          | refused                                                      |
 
     Every number is an upper bound. That of a fixed-size cohort is loose: 26.7 where Poisson sampling of the same
@@ -65,22 +69,33 @@ def gaussian_accountant(noise_multiplier: float | jax.Array) -> Accountant:
     checks.non_negative("noise_multiplier", noise_multiplier)
 
     def accountant(sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
-        if isinstance(noise_multiplier, jax.core.Tracer):
-            raise PrivacyError(
-                "noise_multiplier is traced and has no value to account for; build the aggregator outside of jit, "
-                "vmap and sweeps with the concrete number, and ask that one for its claim"
-            )
-        checks.integer("rounds", rounds, at_least=0)
-        if not 0 < delta < 1:
-            raise ValueError(f"delta must be a number above 0 and below 1, got {delta!r}")
-        if noise_multiplier == 0:
-            raise PrivacyError("noise_multiplier=0 is no noise, and without noise there is no privacy guarantee")
+        check_question(noise_multiplier, rounds, delta)
         return _claim(float(noise_multiplier), sampling, int(rounds), float(delta))
 
     return accountant
 
 
-def calibrate_noise_multiplier(epsilon: float, delta: float, sampling: Sampling, rounds: int) -> float:
+def check_question(noise_multiplier: float | jax.Array, rounds: int, delta: float) -> None:
+    """Raises unless an accountant can be asked this: ValueError out of range, PrivacyError without known noise."""
+    if isinstance(noise_multiplier, jax.core.Tracer):
+        raise PrivacyError(
+            "noise_multiplier is traced and has no value to account for; build the aggregator outside of jit, "
+            "vmap and sweeps with the concrete number, and ask that one for its claim"
+        )
+    checks.integer("rounds", rounds, at_least=0)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must be a number above 0 and below 1, got {delta!r}")
+    if noise_multiplier == 0:
+        raise PrivacyError("noise_multiplier=0 is no noise, and without noise there is no privacy guarantee")
+
+
+def calibrate_noise_multiplier(
+    epsilon: float,
+    delta: float,
+    sampling: Sampling,
+    rounds: int,
+    accountant_of: Callable[[float], Accountant] = gaussian_accountant,
+) -> float:
     """The smallest noise multiplier whose claim for `rounds` rounds is at most `epsilon`.
 
     Args:
@@ -88,9 +103,11 @@ def calibrate_noise_multiplier(epsilon: float, delta: float, sampling: Sampling,
       delta: the budget's other half, in (0, 1).
       sampling: how cohorts are drawn (`sampler.sampling`).
       rounds: number of rounds, at least 1.
+      accountant_of: what claims for a noise multiplier, such as `lambda z: correlated_mean(tree_noise(40), 1.0,
+        z, 10).accountant`; its epsilon must fall as the multiplier grows.
 
     Returns:
-      A multiplier for which `gaussian_accountant` was seen to claim at most `epsilon`, within 0.1 % of the smallest
+      A multiplier for which the accountant was seen to claim at most `epsilon`, within 0.1 % of the smallest
       (and never below 0.001, where there is hardly any noise left).
 
     Raises:
@@ -107,7 +124,7 @@ def calibrate_noise_multiplier(epsilon: float, delta: float, sampling: Sampling,
     checks.integer("rounds", rounds, at_least=1)
     most, least, precision = 2.0**20, 2.0**-10, 1e-3
 
-    best = gaussian_accountant(most)(sampling, rounds, delta).epsilon
+    best = accountant_of(most)(sampling, rounds, delta).epsilon
     if best > epsilon:
         raise PrivacyError(
             f"epsilon={epsilon} is out of reach: a noise multiplier of {most:g} can still claim no less than {best:.3g}"
@@ -115,7 +132,7 @@ def calibrate_noise_multiplier(epsilon: float, delta: float, sampling: Sampling,
 
     def suffices(multiplier: float) -> bool:
         try:
-            return gaussian_accountant(multiplier)(sampling, rounds, delta).epsilon <= epsilon
+            return accountant_of(multiplier)(sampling, rounds, delta).epsilon <= epsilon
         except PrivacyError:  # epsilon so large that the overflow of a padded cohort uses up delta
             return False
 
@@ -143,10 +160,13 @@ def _claim(noise_multiplier: float, sampling: Sampling, rounds: int, delta: floa
         case FixedSampling(clients, cohort_size):
             epsilon_of, relation, by = _fixed_epsilon, _REPLACE, "RDP"
             words = f"{cohort_size} of {clients} clients uniformly without replacement"
+        case CyclicSampling(clients, cohort_size):
+            epsilon_of, relation, by = _cyclic_epsilon, ZERO_OUT, "analytic Gaussian"
+            words = f"{cohort_size} of {clients} clients in turn"
         case _:
             raise PrivacyError(
                 f"nothing can be claimed for sampling={sampling!r}: epsilon depends on how cohorts are drawn, and this "
-                "sampler does not say (PoissonSampling, FixedSampling or FullParticipation)"
+                "sampler does not say (PoissonSampling, FixedSampling, FullParticipation or CyclicSampling)"
             )
     epsilon = epsilon_of(noise_multiplier, sampling, rounds, delta) if rounds else 0.0
     if not math.isfinite(epsilon):
@@ -154,9 +174,26 @@ def _claim(noise_multiplier: float, sampling: Sampling, rounds: int, delta: floa
     return PrivacyClaim(float(epsilon), delta, relation, words, by, rounds, noise_multiplier)
 
 
-def _full_epsilon(noise_multiplier: float, sampling: FullParticipation, rounds: int, delta: float) -> float:
+def _full_epsilon(noise_multiplier: float, sampling: Sampling, rounds: int, delta: float) -> float:
     # T releases with multiplier z are exactly as private as one with z / sqrt(T).
     return dp_accounting.get_epsilon_gaussian(noise_multiplier / math.sqrt(rounds), delta)
+
+
+def _cyclic_epsilon(noise_multiplier: float, sampling: CyclicSampling, rounds: int, delta: float) -> float:
+    return _full_epsilon(noise_multiplier, sampling, most_participations(sampling, rounds), delta)
+
+
+def most_participations(sampling: CyclicSampling, rounds: int) -> int:
+    """Returns in how many of the first `rounds` rounds any client takes part, at most.
+
+    Raises:
+      PrivacyError: for so many rounds that the sampler's 32-bit count of clients wraps around.
+    """
+    clients, cohort_size = sampling
+    checks.integer("sampling.cohort_size", cohort_size, at_least=1, at_most=clients)
+    if rounds * cohort_size >= 2**32:
+        raise PrivacyError(f"a cyclic sampler counts to 2^32 clients, which {rounds} rounds of {cohort_size} exceed")
+    return -(-rounds * cohort_size // clients)
 
 
 def _fixed_epsilon(noise_multiplier: float, sampling: FixedSampling, rounds: int, delta: float) -> float:
