@@ -11,9 +11,11 @@ from fedjax_edge.privacy.correlated_noise import (
     streaming_noise,
     tree_noise,
 )
+from fedjax_edge.privacy.dp_sgd import ExampleMechanism, dp_sgd
 from fedjax_edge.privacy.gaussian_mean import gaussian_mean
 
 __all__ = [
+    "ExampleMechanism",
     "Strategy",
     "adaptive_clip_mean",
     "banded_toeplitz_noise",
@@ -22,6 +24,7 @@ __all__ = [
     "clip",
     "clip_by_norm",
     "correlated_mean",
+    "dp_sgd",
     "gaussian_accountant",
     "gaussian_mean",
     "per_layer",
