@@ -11,11 +11,17 @@ from fedjax_edge.privacy.correlated_noise import (
     streaming_noise,
     tree_noise,
 )
+from fedjax_edge.privacy.distributed import discrete_gaussian, skellam
 from fedjax_edge.privacy.dp_sgd import ExampleMechanism, dp_sgd
 from fedjax_edge.privacy.gaussian_mean import gaussian_mean
+from fedjax_edge.privacy.ledger import Ledger, read_ledger
+from fedjax_edge.privacy.local import local_gaussian, local_laplace
+from fedjax_edge.privacy.mechanism import Mechanism
 
 __all__ = [
     "ExampleMechanism",
+    "Ledger",
+    "Mechanism",
     "Strategy",
     "adaptive_clip_mean",
     "banded_toeplitz_noise",
@@ -24,10 +30,15 @@ __all__ = [
     "clip",
     "clip_by_norm",
     "correlated_mean",
+    "discrete_gaussian",
     "dp_sgd",
     "gaussian_accountant",
     "gaussian_mean",
+    "local_gaussian",
+    "local_laplace",
     "per_layer",
+    "read_ledger",
+    "skellam",
     "streaming_noise",
     "total_norm",
     "tree_noise",

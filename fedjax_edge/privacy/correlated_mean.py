@@ -20,6 +20,7 @@ from fedjax_edge.core.protocols import (
     PrivacyClaim,
     PrivacyError,
     PyTree,
+    Release,
     Sampling,
 )
 from fedjax_edge.core.trees import at_least_float32
@@ -128,14 +129,15 @@ def _accountant(strategy: Strategy, noise_multiplier: float | jax.Array) -> Acco
                 "many as there will be"
             )
         words = _in_words(sampling, rounds)
-        epsilon = 0.0
+        epsilon, multiplier = 0.0, float(noise_multiplier)
         if rounds:
-            multiplier = float(noise_multiplier) / sensitivity(sampling, int(rounds))
+            multiplier /= sensitivity(sampling, int(rounds))
             epsilon = float(dp_accounting.get_epsilon_gaussian(multiplier, delta))
         if not math.isfinite(epsilon):
             raise PrivacyError(f"no finite epsilon for {noise_multiplier=}, {rounds} rounds, delta={delta}")
         by = f"analytic Gaussian, noise correlated over {strategy.rounds} rounds"
-        return PrivacyClaim(epsilon, float(delta), ZERO_OUT, words, by, int(rounds), float(noise_multiplier))
+        release = Release(multiplier, 1 if rounds else 0)
+        return PrivacyClaim(epsilon, float(delta), ZERO_OUT, words, by, int(rounds), float(noise_multiplier), release)
 
     return accountant
 

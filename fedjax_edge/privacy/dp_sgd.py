@@ -13,15 +13,12 @@ from fedjax_edge.core import checks
 from fedjax_edge.core.losses import example_losses, masked_sums
 from fedjax_edge.core.protocols import (
     Accountant,
-    CyclicSampling,
-    FixedSampling,
-    FullParticipation,
     LossFn,
     Mean,
-    PoissonSampling,
     PrivacyClaim,
     PrivacyError,
     PyTree,
+    Release,
     Sampling,
 )
 from fedjax_edge.core.trees import at_least_float32, zero_unless
@@ -83,6 +80,7 @@ def dp_sgd(
     disjoint batches in the place of random ones.
 
     Example:
+      >>> from fedjax_edge.core.protocols import FullParticipation
       >>> mechanism = dp_sgd(clip_norm=1.0, noise_multiplier=8.0, batch_size=10, epochs=2)
       >>> claim = mechanism.accountant(FullParticipation(100), rounds=2, delta=1e-5)
       >>> print(round(claim.epsilon, 2), claim.relation)
@@ -132,16 +130,7 @@ def dp_sgd(
 def _accountant(noise_multiplier: float | jax.Array, epochs: int) -> Accountant:
     def accountant(sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
         check_question(noise_multiplier, rounds, delta)
-        match sampling:
-            case CyclicSampling():
-                most = most_participations(sampling, rounds)
-            case PoissonSampling() | FixedSampling() | FullParticipation():
-                most = rounds
-            case _:
-                raise PrivacyError(
-                    f"nothing can be claimed for sampling={sampling!r}: this sampler does not say in how many rounds a "
-                    "client takes part (PoissonSampling, FixedSampling, FullParticipation or CyclicSampling)"
-                )
+        most = most_participations(sampling, rounds)
         releases = epochs * most
         multiplier = float(noise_multiplier) / 2
         epsilon = dp_accounting.get_epsilon_gaussian(multiplier / math.sqrt(releases), delta) if releases else 0.0
@@ -155,6 +144,7 @@ def _accountant(noise_multiplier: float | jax.Array, epochs: int) -> Accountant:
             accountant="analytic Gaussian, parallel composition within an epoch",
             rounds=int(rounds),
             noise_multiplier=float(noise_multiplier),
+            release=Release(multiplier, releases),
         )
 
     return accountant

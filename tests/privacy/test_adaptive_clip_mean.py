@@ -57,6 +57,11 @@ def test_the_count_gets_its_own_noise():
     assert abs(np.corrcoef(noise, means[:, 0])[0, 1]) < 5 / np.sqrt(noise.size)
 
 
+def test_the_two_noises_have_keys_of_their_own():
+    with jax.debug_key_reuse(True):
+        AGGREGATOR.finish((jnp.zeros(2), jnp.float32(0)), jnp.float32(CLIP), jax.random.key(1))
+
+
 def test_one_round_by_hand():
     aggregator = adaptive_clip_mean(1.0, denominator=4, quantile=0.75, learning_rate=0.5, **SILENT)
     updates = jnp.array([[3.0, 4.0], [0.1, 0.0], [0.0, 0.2]])
