@@ -113,6 +113,9 @@ AGGREGATORS = {
     "fetch_sgd": AggregatorRow(
         fetch_sgd(3, 40, fraction=0.2), ALWAYS | {"scale", "mirror"}, lacks=frozenset({"translation", "linear"})
     ),
+    "adaptive_clip_mean": AggregatorRow(
+        fe.privacy.adaptive_clip_mean(CLIP, 0.0, DENOMINATOR), ALWAYS, lacks=frozenset({"translation", "scale"})
+    ),
 }
 PROPERTIES: dict[str, Callable] = {
     "permutation": testing.assert_permutation_invariant,
@@ -363,8 +366,9 @@ def test_an_aggregator_is_pure_and_keeps_its_state(name):
         return testing.aggregate(aggregator, updates, weights, key)[0]
 
     testing.assert_compiles_once(once, (one, WEIGHTS, KEY), (one, 2 * WEIGHTS, jax.random.key(1)))
-    state = aggregator.init(jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), one))
-    testing.assert_pure(aggregator.contribution, jax.tree.map(lambda leaf: leaf[0], one), jnp.float32(2), state)
+    first = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), one)
+    state = aggregator.init(first)
+    testing.assert_pure(aggregator.contribution, first, jnp.float32(2), state)
     testing.assert_preserves_state(lambda s: testing.aggregate(aggregator, one, WEIGHTS, KEY, state=s)[1], state)
 
 

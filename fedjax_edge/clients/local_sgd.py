@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fedjax_edge.clients.training import local_training
+from fedjax_edge.clients.training import BatchGradientFn, local_training
 from fedjax_edge.core.protocols import ClientOutput, ClientUpdate, Examples, LossFn, PyTree
 
 
@@ -15,6 +15,7 @@ def local_sgd(
     batch_size: int | None,
     epochs: int | None = None,
     steps: int | None = None,
+    gradient: BatchGradientFn | None = None,
 ) -> ClientUpdate:
     """Returns the client update that trains on the client's own examples and sends what changed.
 
@@ -26,7 +27,7 @@ def local_sgd(
     Source: McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentralized Data", AISTATS 2017
     (arXiv:1602.05629), Algorithm 1, ClientUpdate.
     """
-    train = local_training(loss_fn, optimizer, batch_size=batch_size, epochs=epochs, steps=steps)
+    train = local_training(loss_fn, optimizer, batch_size=batch_size, epochs=epochs, steps=steps, gradient=gradient)
 
     def update(params: PyTree, examples: Examples, state: PyTree, key: jax.Array) -> ClientOutput:
         trained = train(params, examples, key)

@@ -18,6 +18,9 @@ FULL_BATCH_CHUNK = 64  # examples whose gradient is taken at once, where a batch
 
 GradientFn = Callable[[PyTree, jax.Array], tuple[PyTree, dict[str, Mean]]]
 
+BatchGradientFn = Callable[..., tuple[PyTree, dict[str, Mean]]]
+"""`gradient(loss_fn, params, batch, mask, count, key) -> (gradient, sums of the metrics)`: `batch_gradient` is one."""
+
 
 class Trained(NamedTuple):
     """What local training ends with."""
@@ -39,6 +42,7 @@ def local_training(
     batch_size: int | None,
     epochs: int | None = None,
     steps: int | None = None,
+    gradient: BatchGradientFn | None = None,
 ) -> TrainFn:
     """Returns a function that trains parameters on one client's examples, for client updates to build on.
 
@@ -51,9 +55,11 @@ def local_training(
       batch_size: examples a step; `None` takes all of the client's examples in each step.
       epochs: passes over the client's examples; its own data decides how many steps those are.
       steps: or else how many steps, in as many epochs as they take.
+      gradient: what makes the gradient of a mini-batch, by default `batch_gradient`; such as that of `privacy.dp_sgd`.
 
     Raises:
-      ValueError: for a number below one, or unless exactly one of `epochs` and `steps` is given.
+      ValueError: for a number below one, unless exactly one of `epochs` and `steps` is given, or for a `gradient`
+        without a `batch_size`.
       TypeError: for an optimizer that is not one of optax.
     """
     if not isinstance(optimizer, optax.GradientTransformation):
@@ -63,6 +69,9 @@ def local_training(
     for name, value in {"batch_size": batch_size, "epochs": epochs, "steps": steps}.items():
         if value is not None:
             checks.integer(name, value)
+    if gradient is not None and batch_size is None:
+        raise ValueError("a gradient of mini-batches needs a batch_size: a full batch is taken in chunks")
+    gradient = gradient or batch_gradient
 
     def train(params: PyTree, examples: Examples, key: jax.Array, adjust: Callable | None = None) -> Trained:
         batches = jnp.int32(1) if batch_size is None else -(-examples.size // batch_size)
@@ -71,9 +80,9 @@ def local_training(
 
         def take_step(carry: tuple, gradient_fn: GradientFn, step: jax.Array) -> tuple:
             params, optimizer_state, metrics = carry
-            gradient, sums = gradient_fn(params, derive(loss_key, step))
-            gradient = gradient if adjust is None else adjust(gradient, params)
-            updates, optimizer_state = optimizer.update(gradient, optimizer_state, params)
+            direction, sums = gradient_fn(params, derive(loss_key, step))
+            direction = direction if adjust is None else adjust(direction, params)
+            updates, optimizer_state = optimizer.update(direction, optimizer_state, params)
             return optax.apply_updates(params, updates), optimizer_state, optax.tree.add(metrics, sums)
 
         def full_batch_step(step: jax.Array, carry: tuple) -> tuple:
@@ -90,9 +99,7 @@ def local_training(
             def mini_batch_step(batch: jax.Array, carry: tuple) -> tuple:
                 columns, mask = take_rows(examples.columns, rows[batch]), positions[batch] < examples.size
                 count = jnp.maximum(mask.sum(dtype=jnp.float32), 1.0)
-                return take_step(
-                    carry, lambda p, k: batch_gradient(loss_fn, p, columns, mask, count, k), first_step + batch
-                )
+                return take_step(carry, lambda p, k: gradient(loss_fn, p, columns, mask, count, k), first_step + batch)
 
             steps_left = jnp.minimum(batches - first_batch, num_steps - first_step)
             return jax.lax.fori_loop(0, jnp.minimum(block_batches, steps_left), mini_batch_step, carry)

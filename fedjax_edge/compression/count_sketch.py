@@ -6,9 +6,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from fedjax_edge.compression.flatten import TreeShape, flatten
 from fedjax_edge.compression.norms import nan_unless_finite
 from fedjax_edge.core import checks
+from fedjax_edge.core.flatten import TreeShape, flatten
 from fedjax_edge.core.protocols import Codec, PyTree
 
 

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_edge.compression.count_sketch import check_table, estimates, sketch
-from fedjax_edge.compression.flatten import TreeShape, flatten
 from fedjax_edge.compression.selection import largest_magnitudes
 from fedjax_edge.core import checks
+from fedjax_edge.core.flatten import TreeShape, flatten
 from fedjax_edge.core.protocols import Aggregator, PyTree, UpdateTransform
 from fedjax_edge.core.trees import at_least_float32
 

@@ -6,8 +6,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from fedjax_edge.compression.flatten import TreeShape, flatten
 from fedjax_edge.compression.packing import Packed, pack, unpack
+from fedjax_edge.core.flatten import TreeShape, flatten
 from fedjax_edge.core.protocols import Codec, PyTree
 
 _MANTISSA, _CODE = 23, 9  # bits of a float32: mantissa; sign and exponent

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fedjax_edge.compression.flatten import TreeShape, flatten
 from fedjax_edge.compression.norms import nan_unless_finite
 from fedjax_edge.compression.selection import largest_magnitudes
 from fedjax_edge.core import checks
+from fedjax_edge.core.flatten import TreeShape, flatten
 from fedjax_edge.core.protocols import Codec, PyTree
 
 

@@ -6,7 +6,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from fedjax_edge.compression.flatten import TreeShape, flatten
+from fedjax_edge.core.flatten import TreeShape, flatten
+from fedjax_edge.core.hadamard import hadamard, power_of_two, random_signs
 from fedjax_edge.core.protocols import Codec, PyTree
 
 
@@ -61,7 +62,7 @@ def rotated(codec: Codec) -> Codec:
         vector, shape = flatten(update)
         seed_key, codec_key = jax.random.split(key)
         seed = jax.random.bits(seed_key, (), jnp.uint32)
-        padded = jnp.pad(vector, (0, _width(shape.size) - shape.size))
+        padded = jnp.pad(vector, (0, power_of_two(shape.size) - shape.size))
         return Rotated(codec.encode(hadamard(padded * random_signs(seed, padded.size)), codec_key), seed, shape)
 
     def decode(payload: Rotated) -> PyTree:
@@ -70,28 +71,3 @@ def rotated(codec: Codec) -> Codec:
         return payload.shape.unflatten(vector[: payload.shape.size])
 
     return Codec(encode, decode)
-
-
-def hadamard(vector: jax.Array) -> jax.Array:
-    """Returns the orthonormal Walsh-Hadamard transform of a vector, float32 [power of two]: its own inverse.
-
-    >>> hadamard(jnp.array([1.0, 0.0, 0.0, 0.0])).tolist()
-    [0.5, 0.5, 0.5, 0.5]
-    """
-    size, half = vector.size, 1
-    while half < size:
-        pairs = vector.reshape(-1, 2, half)
-        vector = jnp.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1)
-        half *= 2
-    return vector.ravel() * size**-0.5
-
-
-def _width(size: int) -> int:
-    return 1 << max(size - 1, 0).bit_length()
-
-
-def random_signs(seed: jax.Array, size: int) -> jax.Array:
-    """Returns fair coins, 1 or -1, float32 [size], from a seed, uint32 []."""
-    words = jax.random.bits(jax.random.key(seed), (-(-size // 32), 1), jnp.uint32)
-    coins = (words >> jnp.arange(32, dtype=jnp.uint32)[None, :]) & 1
-    return 1 - 2 * coins.ravel()[:size].astype(jnp.float32)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fedjax_edge.compression.flatten import TreeShape, flatten
 from fedjax_edge.compression.leafwise import leafwise
 from fedjax_edge.compression.norms import mean_magnitude
 from fedjax_edge.compression.packing import Packed, pack, unpack
+from fedjax_edge.core.flatten import TreeShape, flatten
 from fedjax_edge.core.protocols import Codec, PyTree
 
 

@@ -6,10 +6,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from fedjax_edge.compression.flatten import TreeShape, flatten
 from fedjax_edge.compression.packing import Packed, pack, unpack
 from fedjax_edge.compression.selection import largest_magnitudes
 from fedjax_edge.core import checks
+from fedjax_edge.core.flatten import TreeShape, flatten
 from fedjax_edge.core.protocols import Codec, PyTree
 
 

@@ -11,7 +11,7 @@ A run starts from one key; everything random hangs from it by `jax.random.fold_i
       '- CLIENTS / round / client    one key per client and round, independent of cohort order, chunks and devices
            |- TRAINING               given to `ClientUpdate.update`; `local_sgd` splits it again:
            |    |- BATCHES / epoch   the order of the examples
-           |    '- LOSS / step       given to `loss_fn`: dropout and augmentation
+           |    '- LOSS / step       given to `loss_fn`: dropout and augmentation; `privacy.dp_sgd` splits it for noise
            |- UPLINK / position      given to each `UpdateTransform` of a chain: compression, local noise; `compose`
            |                         splits it among its codecs
            '- ATTACK                 what a malicious client draws

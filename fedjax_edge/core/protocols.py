@@ -171,7 +171,14 @@ class FullParticipation(NamedTuple):
     num_clients: int
 
 
-Sampling = PoissonSampling | FixedSampling | FullParticipation | None
+class CyclicSampling(NamedTuple):
+    """The clients in turn, `cohort_size` a round, around and around: round t takes those after round t - 1's."""
+
+    num_clients: int
+    cohort_size: int
+
+
+Sampling = PoissonSampling | FixedSampling | FullParticipation | CyclicSampling | None
 
 
 class Sampler(NamedTuple):
@@ -184,6 +191,18 @@ class Sampler(NamedTuple):
     sampling: Sampling = None  # None: nothing can be claimed
 
 
+class Release(NamedTuple):
+    """What was released, as the mechanism that it is no less private than: all that composing it with others needs.
+
+    Gaussian noise of a multiplier relative to what the neighbours move the release by. With a `FixedSampling`, whose
+    neighbours differ by a replaced client, it is relative to one client's contribution: half of that.
+    """
+
+    noise_multiplier: float
+    times: int
+    sampling: PoissonSampling | FixedSampling | None = None  # of the clients, where chance makes it more private
+
+
 class PrivacyClaim(NamedTuple):
     """An (epsilon, delta) guarantee, with all that must be said for the number to mean something."""
 
@@ -194,6 +213,7 @@ class PrivacyClaim(NamedTuple):
     accountant: str  # the method, such as "PLD"
     rounds: int
     noise_multiplier: float
+    release: Release | None = None  # None: it can be composed with nothing else
 
 
 Accountant = Callable[[Sampling, int, float], PrivacyClaim]

@@ -13,7 +13,14 @@ from scipy.special import bdtr
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.permutation import COHORT_ROUNDS, permutation
-from fedjax_edge.core.protocols import Cohort, FixedSampling, FullParticipation, PoissonSampling, Sampler
+from fedjax_edge.core.protocols import (
+    Cohort,
+    CyclicSampling,
+    FixedSampling,
+    FullParticipation,
+    PoissonSampling,
+    Sampler,
+)
 
 OVERFLOW_PROBABILITY = 1e-12
 
@@ -92,7 +99,8 @@ def _poisson(num_clients: int, probability: float) -> Sampler:
 def cyclic(num_clients: int, cohort_size: int = 1) -> Sampler:
     """Returns the sampler that takes the clients in turn, `cohort_size` a round, around and around.
 
-    With one client a round the model travels from device to device. No privacy claim can be made of it.
+    With one client a round the model travels from device to device. A client's rounds are as far apart as they can be,
+    which is what correlated noise makes the most of (`privacy.correlated_mean`).
 
     Raises:
       ValueError: for a cohort that is empty or larger than the population.
@@ -109,7 +117,7 @@ def _cyclic(num_clients: int, cohort_size: int) -> Sampler:
         ids = (first + jnp.arange(cohort_size, dtype=jnp.uint32)) % jnp.uint32(num_clients)
         return Cohort(ids.astype(jnp.int32), jnp.ones(cohort_size, bool))
 
-    return Sampler(sample, cohort_size, num_clients, cohort_size)
+    return Sampler(sample, cohort_size, num_clients, cohort_size, CyclicSampling(num_clients, cohort_size))
 
 
 def _draw(key: jax.Array, count: int, num_clients: int) -> jax.Array:

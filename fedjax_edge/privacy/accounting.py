@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import dp_accounting
 import jax
@@ -11,16 +12,19 @@ from dp_accounting.rdp import RdpAccountant
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import (
     Accountant,
+    CyclicSampling,
     FixedSampling,
     FullParticipation,
     PoissonSampling,
     PrivacyClaim,
     PrivacyError,
+    Release,
     Sampling,
 )
 
 _ADD_OR_REMOVE = "add-or-remove one client"
 _REPLACE = "replace one client"
+ZERO_OUT = "zero out one client (its contributions become zero)"
 
 # What rounding in the FFTs of a composition may hide from delta, for each round composed. Against the analytic
 # Gaussian, 2,000 rounds are off by 1e-13 (tested); without this, epsilon at a delta of 1e-12 would be too small.
@@ -37,6 +41,7 @@ def gaussian_accountant(noise_multiplier: float | jax.Array) -> Accountant:
     | `FixedSampling`     | replace one client       | RDP (Wang, Balle and Kasiviswanathan 2019, arXiv:1808.00087, |
     |                     |                          | Theorem 27), sensitivity 2 S since one update leaves as      |
     |                     |                          | another comes                                                |
+    | `CyclicSampling`    | zero out one client      | analytic Gaussian, composed over a client's own rounds       |
     | `None`              |                          | refused                                                      |
 
     Every number is an upper bound. That of a fixed-size cohort is loose: 26.7 where Poisson sampling of the same
@@ -65,22 +70,33 @@ def gaussian_accountant(noise_multiplier: float | jax.Array) -> Accountant:
     checks.non_negative("noise_multiplier", noise_multiplier)
 
     def accountant(sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
-        if isinstance(noise_multiplier, jax.core.Tracer):
-            raise PrivacyError(
-                "noise_multiplier is traced and has no value to account for; build the aggregator outside of jit, "
-                "vmap and sweeps with the concrete number, and ask that one for its claim"
-            )
-        checks.integer("rounds", rounds, at_least=0)
-        if not 0 < delta < 1:
-            raise ValueError(f"delta must be a number above 0 and below 1, got {delta!r}")
-        if noise_multiplier == 0:
-            raise PrivacyError("noise_multiplier=0 is no noise, and without noise there is no privacy guarantee")
+        check_question(noise_multiplier, rounds, delta)
         return _claim(float(noise_multiplier), sampling, int(rounds), float(delta))
 
     return accountant
 
 
-def calibrate_noise_multiplier(epsilon: float, delta: float, sampling: Sampling, rounds: int) -> float:
+def check_question(noise_multiplier: float | jax.Array, rounds: int, delta: float) -> None:
+    """Raises unless an accountant can be asked this: ValueError out of range, PrivacyError without known noise."""
+    if isinstance(noise_multiplier, jax.core.Tracer):
+        raise PrivacyError(
+            "noise_multiplier is traced and has no value to account for; build the aggregator outside of jit, "
+            "vmap and sweeps with the concrete number, and ask that one for its claim"
+        )
+    checks.integer("rounds", rounds, at_least=0)
+    if not 0 < delta < 1:
+        raise ValueError(f"delta must be a number above 0 and below 1, got {delta!r}")
+    if noise_multiplier == 0:
+        raise PrivacyError("noise_multiplier=0 is no noise, and without noise there is no privacy guarantee")
+
+
+def calibrate_noise_multiplier(
+    epsilon: float,
+    delta: float,
+    sampling: Sampling,
+    rounds: int,
+    accountant_of: Callable[[float], Accountant] = gaussian_accountant,
+) -> float:
     """The smallest noise multiplier whose claim for `rounds` rounds is at most `epsilon`.
 
     Args:
@@ -88,9 +104,11 @@ def calibrate_noise_multiplier(epsilon: float, delta: float, sampling: Sampling,
       delta: the budget's other half, in (0, 1).
       sampling: how cohorts are drawn (`sampler.sampling`).
       rounds: number of rounds, at least 1.
+      accountant_of: what claims for a noise multiplier, such as `lambda z: correlated_mean(tree_noise(40), 1.0,
+        z, 10).accountant`; its epsilon must fall as the multiplier grows.
 
     Returns:
-      A multiplier for which `gaussian_accountant` was seen to claim at most `epsilon`, within 0.1 % of the smallest
+      A multiplier for which the accountant was seen to claim at most `epsilon`, within 0.1 % of the smallest
       (and never below 0.001, where there is hardly any noise left).
 
     Raises:
@@ -107,7 +125,7 @@ def calibrate_noise_multiplier(epsilon: float, delta: float, sampling: Sampling,
     checks.integer("rounds", rounds, at_least=1)
     most, least, precision = 2.0**20, 2.0**-10, 1e-3
 
-    best = gaussian_accountant(most)(sampling, rounds, delta).epsilon
+    best = accountant_of(most)(sampling, rounds, delta).epsilon
     if best > epsilon:
         raise PrivacyError(
             f"epsilon={epsilon} is out of reach: a noise multiplier of {most:g} can still claim no less than {best:.3g}"
@@ -115,7 +133,7 @@ def calibrate_noise_multiplier(epsilon: float, delta: float, sampling: Sampling,
 
     def suffices(multiplier: float) -> bool:
         try:
-            return gaussian_accountant(multiplier)(sampling, rounds, delta).epsilon <= epsilon
+            return accountant_of(multiplier)(sampling, rounds, delta).epsilon <= epsilon
         except PrivacyError:  # epsilon so large that the overflow of a padded cohort uses up delta
             return False
 
@@ -135,53 +153,112 @@ def calibrate_noise_multiplier(epsilon: float, delta: float, sampling: Sampling,
 def _claim(noise_multiplier: float, sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
     match sampling:
         case PoissonSampling(clients, probability, _):
-            epsilon_of, relation, by = _poisson_epsilon, _ADD_OR_REMOVE, "PLD"
+            release, relation = Release(noise_multiplier, rounds, sampling), _ADD_OR_REMOVE
             words = f"each of {clients} clients independently with probability {probability:g}"
         case FullParticipation(clients):
-            epsilon_of, relation, by = _full_epsilon, _ADD_OR_REMOVE, "analytic Gaussian"
+            release, relation = Release(noise_multiplier, rounds), _ADD_OR_REMOVE
             words = f"all {clients} clients every round"
         case FixedSampling(clients, cohort_size):
-            epsilon_of, relation, by = _fixed_epsilon, _REPLACE, "RDP"
+            release, relation = Release(noise_multiplier, rounds, sampling), _REPLACE
             words = f"{cohort_size} of {clients} clients uniformly without replacement"
+        case CyclicSampling(clients, cohort_size):
+            release, relation = Release(noise_multiplier, most_participations(sampling, rounds)), ZERO_OUT
+            words = f"{cohort_size} of {clients} clients in turn"
         case _:
             raise PrivacyError(
                 f"nothing can be claimed for sampling={sampling!r}: epsilon depends on how cohorts are drawn, and this "
-                "sampler does not say (PoissonSampling, FixedSampling or FullParticipation)"
+                "sampler does not say (PoissonSampling, FixedSampling, FullParticipation or CyclicSampling)"
             )
-    epsilon = epsilon_of(noise_multiplier, sampling, rounds, delta) if rounds else 0.0
+    epsilon, by = compose([release], delta)
+    return PrivacyClaim(epsilon, delta, relation, words, by, rounds, noise_multiplier, release)
+
+
+def compose(releases: Sequence[Release], delta: float) -> tuple[float, str]:
+    """Returns the epsilon of all these releases together, for one neighbouring relation, and by which method.
+
+    Raises:
+      PrivacyError: where it is not finite, `delta` does not pay for the overflow of padded cohorts, or samplings are
+        mixed whose neighbours differ.
+    """
+    samplings = {type(release.sampling) for release in releases} - {type(None)}
+    plain = [release for release in releases if release.sampling is None]
+    inverse = math.hypot(*(math.sqrt(release.times) / release.noise_multiplier for release in plain))  # of all, as one
+    drawn = [release for release in releases if release.sampling is not None and release.times]
+    if not drawn and not inverse:
+        epsilon, by = 0.0, "nothing was released"
+    elif samplings == {PoissonSampling}:
+        epsilon, by = _poisson_epsilon(drawn, inverse, delta), "PLD"
+    elif samplings == {FixedSampling}:
+        epsilon, by = _fixed_epsilon(drawn, inverse, delta), "RDP"
+    elif samplings:
+        raise PrivacyError("Poisson sampling and cohorts of fixed size have neighbours that cannot be compared")
+    else:
+        # T releases with multiplier z are exactly as private as one with z / sqrt(T).
+        epsilon, by = dp_accounting.get_epsilon_gaussian(1 / inverse, delta), "analytic Gaussian"
     if not math.isfinite(epsilon):
-        raise PrivacyError(f"no finite epsilon for noise_multiplier={noise_multiplier}, {rounds} rounds, delta={delta}")
-    return PrivacyClaim(float(epsilon), delta, relation, words, by, rounds, noise_multiplier)
+        raise PrivacyError(f"no finite epsilon for {list(releases)} at delta={delta}")
+    return float(epsilon), by
 
 
-def _full_epsilon(noise_multiplier: float, sampling: FullParticipation, rounds: int, delta: float) -> float:
-    # T releases with multiplier z are exactly as private as one with z / sqrt(T).
-    return dp_accounting.get_epsilon_gaussian(noise_multiplier / math.sqrt(rounds), delta)
+def most_participations(sampling: Sampling, rounds: int) -> int:
+    """Returns in how many of the first `rounds` rounds any client takes part, at most.
+
+    Raises:
+      PrivacyError: for a sampler that does not say, or for so many rounds that the 32-bit count of clients of a cyclic
+        one wraps around.
+    """
+    match sampling:
+        case CyclicSampling(clients, cohort_size):
+            checks.integer("sampling.cohort_size", cohort_size, at_least=1, at_most=clients)
+            if rounds * cohort_size >= 2**32:
+                raise PrivacyError(
+                    f"a cyclic sampler counts to 2^32 clients, which {rounds} rounds of {cohort_size} exceed"
+                )
+            return -(-rounds * cohort_size // clients)
+        case PoissonSampling() | FixedSampling() | FullParticipation():
+            return rounds
+    raise PrivacyError(
+        f"nothing can be claimed for sampling={sampling!r}: this sampler does not say in how many rounds a client "
+        "takes part (PoissonSampling, FixedSampling, FullParticipation or CyclicSampling)"
+    )
 
 
-def _fixed_epsilon(noise_multiplier: float, sampling: FixedSampling, rounds: int, delta: float) -> float:
+def _fixed_epsilon(releases: Sequence[Release], inverse: float, delta: float) -> float:
     # RdpAccountant takes the multiplier relative to the sensitivity under *its* relation and does not double it for
     # REPLACE_ONE (PLDAccountant does): replacing a client moves the sum by 2 S, so z S is a multiplier of z / 2.
-    checks.integer("sampling.cohort_size", sampling.cohort_size, at_least=1, at_most=sampling.num_clients)
-    one_round = dp_accounting.SampledWithoutReplacementDpEvent(
-        sampling.num_clients, sampling.cohort_size, dp_accounting.GaussianDpEvent(noise_multiplier / 2)
-    )
     accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
-    return accountant.compose(one_round, rounds).get_epsilon(delta)
+    for noise_multiplier, times, (clients, cohort_size) in releases:
+        checks.integer("sampling.cohort_size", cohort_size, at_least=1, at_most=clients)
+        gaussian = dp_accounting.GaussianDpEvent(noise_multiplier / 2)
+        accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(clients, cohort_size, gaussian), times)
+    if inverse:
+        accountant.compose(dp_accounting.GaussianDpEvent(1 / inverse))
+    return accountant.get_epsilon(delta)
 
 
-def _poisson_epsilon(noise_multiplier: float, sampling: PoissonSampling, rounds: int, delta: float) -> float:
+def _poisson_epsilon(releases: Sequence[Release], inverse: float, delta: float) -> float:
     """The smallest epsilon with `delta_PLD(epsilon) + price(epsilon) <= delta`, within 1e-6 of itself."""
-    _, probability, overflow_probability = sampling
-    checks.probability("sampling.probability", probability)
-    composed = _poisson_round(noise_multiplier, probability).self_compose(rounds)
+    for release in releases:
+        checks.probability("sampling.probability", release.sampling.probability)
+    parts = [(z, sampling.probability, times) for z, times, sampling in releases]
+    parts += [(1 / inverse, 1.0, 1)] if inverse else []
+    natural = [_grid_interval(z, probability) for z, probability, _ in parts]
+    interval = max(min(natural), max(natural) / 100)  # one grid for all, and no more than a million points
+    losses = [_poisson_round(z, probability, interval).self_compose(times) for z, probability, times in parts]
+    composed = functools.reduce(lambda a, b: a.compose(b), losses)
+    rounds = sum(times for _, _, times in parts)
     epsilon = 0.0
     while True:
-        left = delta - rounds * (_FFT_ERROR + overflow_probability * _overflow_factor(epsilon, probability))
+        overflow = sum(
+            times * sampling.overflow_probability * _overflow_factor(epsilon, sampling.probability)
+            for _, times, sampling in releases
+        )
+        left = delta - rounds * _FFT_ERROR - overflow
         if left <= 0:
+            highest = max(release.sampling.overflow_probability for release in releases)
             raise PrivacyError(
                 f"delta={delta} does not pay for {rounds} rounds at epsilon {epsilon:.3g}: in each, the padded cohort "
-                f"overflows with probability {overflow_probability} and rounding may hide {_FFT_ERROR} of delta; "
+                f"overflows with probability {highest} and rounding may hide {_FFT_ERROR} of delta; "
                 "pad the cohort wider or raise delta"
             )
         needed = composed.get_epsilon_for_delta(left)
@@ -207,15 +284,22 @@ def _overflow_factor(epsilon: float, probability: float) -> float:
 
 
 @functools.lru_cache(maxsize=16)
-def _poisson_round(noise_multiplier: float, probability: float) -> privacy_loss_distribution.PrivacyLossDistribution:
-    """One round's privacy loss, on a grid of about 10,000 points whatever its scale.
+def _poisson_round(
+    noise_multiplier: float, probability: float, interval: float
+) -> privacy_loss_distribution.PrivacyLossDistribution:
+    """One round's privacy loss on a grid; the estimate is an upper bound on any grid."""
+    return privacy_loss_distribution.from_gaussian_mechanism(
+        noise_multiplier, value_discretization_interval=interval, sampling_prob=probability
+    )
+
+
+def _grid_interval(noise_multiplier: float, probability: float) -> float:
+    """The spacing with which one round's privacy loss takes about 10,000 points, whatever its scale.
 
     `PLDAccountant`'s fixed spacing of 1e-4 is coarse for small losses (multiplier 5 at q = 1e-3) and slow for large
-    ones; the estimate is an upper bound on any grid.
+    ones.
     """
     largest = 0.5 / noise_multiplier**2 + 8 / noise_multiplier  # the unsampled loss, eight standard deviations out
     capped = min(largest, 500.0)
     sampled = math.log1p(probability * math.expm1(capped)) * largest / capped
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        noise_multiplier, value_discretization_interval=sampled / 10_000, sampling_prob=probability
-    )
+    return sampled / 10_000

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_edge.core import checks
-from fedjax_edge.core.protocols import Aggregator
+from fedjax_edge.core.protocols import Aggregator, PyTree
 from fedjax_edge.core.trees import at_least_float32
 from fedjax_edge.privacy.accounting import gaussian_accountant
-from fedjax_edge.privacy.clipping import clip_by_norm
+from fedjax_edge.privacy.clipping import check_clip_norm, clip_by_norm, total_norm
 
 
 def gaussian_mean(
-    clip_norm: float | jax.Array,
+    clip_norm: PyTree,
     noise_multiplier: float | jax.Array,
     denominator: float | jax.Array,
     max_weight: float | jax.Array | None = None,
@@ -42,7 +42,8 @@ def gaussian_mean(
     of 256 others, and noise rounded to a coarse grid is not the noise accounted for. (float64 stays float64.)
 
     Args:
-      clip_norm: bound of one client's L2 norm over all leaves, above 0.
+      clip_norm: bound of one client's L2 norm over all leaves, above 0; or a tree of bounds of its layers, such as
+        `per_layer(S, params)`: S is then the root of the sum of their squares.
       noise_multiplier: standard deviation of the noise over the sensitivity; 0 for none, and then no claim.
       denominator: the expected number of clients of a round or, with `max_weight`, their expected total weight; above
         0 and fixed before any data is seen.
@@ -66,9 +67,9 @@ def gaussian_mean(
       >>> print(aggregate)
       [0.25 0.15]
     """
-    checks.positive("clip_norm", clip_norm)
+    check_clip_norm(clip_norm)
     checks.non_negative("noise_multiplier", noise_multiplier)
-    _check_denominator(denominator)
+    check_denominator(denominator)
     if max_weight is not None:
         checks.positive("max_weight", max_weight)
 
@@ -86,7 +87,8 @@ def gaussian_mean(
 
         def noisy(leaf, normal):
             multiplier, norm, weight, divisor = (
-                jnp.asarray(value, leaf.dtype) for value in (noise_multiplier, clip_norm, heaviest, denominator)
+                jnp.asarray(value, leaf.dtype)
+                for value in (noise_multiplier, total_norm(clip_norm), heaviest, denominator)
             )
             return (leaf + multiplier * (norm * weight) * normal) / divisor
 
@@ -100,7 +102,8 @@ def gaussian_mean(
     )
 
 
-def _check_denominator(denominator: Any) -> None:
+def check_denominator(denominator: Any) -> None:
+    """Raises ValueError unless the denominator is a number, above 0, that no data had a part in."""
     if denominator is None or isinstance(denominator, str) or callable(denominator):
         raise ValueError(
             f"denominator must be a fixed number, such as the expected cohort size, got {denominator!r}: a denominator "

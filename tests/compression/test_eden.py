@@ -6,7 +6,7 @@ import pytest
 from fedjax_edge.compression import drive, eden
 from fedjax_edge.compression.eden import normal_levels
 from fedjax_edge.compression.packing import unpack
-from fedjax_edge.compression.rotated import hadamard, random_signs
+from fedjax_edge.core.hadamard import hadamard, random_signs
 
 DRAWS, SIZE = 2000, 500
 UPDATE = np.random.default_rng(0).normal(0.3, 1, SIZE).astype(np.float32)

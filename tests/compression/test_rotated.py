@@ -4,7 +4,7 @@ import numpy as np
 from scipy.linalg import hadamard as matrix
 
 from fedjax_edge.compression import half_precision, rotated, stochastic_uniform
-from fedjax_edge.compression.rotated import hadamard
+from fedjax_edge.core.hadamard import hadamard
 from fedjax_edge.core.protocols import Codec
 
 EXACT = Codec(lambda update, key: update, lambda payload: payload)

@@ -8,7 +8,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from scipy import stats
 
-from fedjax_edge.core.protocols import FixedSampling, FullParticipation, PoissonSampling
+from fedjax_edge.core.protocols import CyclicSampling, FixedSampling, FullParticipation, PoissonSampling
 from fedjax_edge.data.samplers import cyclic, everyone, poisson, uniform
 
 ROUND = jnp.int32(0)
@@ -158,7 +158,7 @@ def test_a_sampler_says_what_an_accountant_may_assume():
     assert poisson(20, 0.9).sampling == PoissonSampling(20, 0.9, 0.0)
     assert uniform(300, 10).sampling == FixedSampling(300, 10)
     assert everyone(300).sampling == FullParticipation(300)
-    assert cyclic(300, 10).sampling is None
+    assert cyclic(300, 10).sampling == CyclicSampling(300, 10)
     samplers = (poisson(300, 1 / 3), uniform(300, 10), everyone(300), cyclic(300, 10))
     assert [sampler.expected_size for sampler in samplers] == pytest.approx([100, 10, 300, 10])
     assert [sampler.num_clients for sampler in samplers] == [300] * 4

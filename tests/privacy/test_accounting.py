@@ -8,7 +8,13 @@ from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 from scipy import optimize, special
 
-from fedjax_edge.core.protocols import FixedSampling, FullParticipation, PoissonSampling, PrivacyError
+from fedjax_edge.core.protocols import (
+    CyclicSampling,
+    FixedSampling,
+    FullParticipation,
+    PoissonSampling,
+    PrivacyError,
+)
 from fedjax_edge.privacy import calibrate_noise_multiplier, gaussian_accountant
 
 # The example of the design page: 150 of 300 clients, 40 rounds.
@@ -185,3 +191,11 @@ def test_calibration_refuses_what_cannot_be_reached():
         calibrate_noise_multiplier(1.0, DELTA, None, ROUNDS)
     with pytest.raises(PrivacyError, match="out of reach"):
         calibrate_noise_multiplier(1e-3, 1e-6, FIXED, ROUNDS)
+
+
+def test_clients_in_turn_pay_for_their_own_rounds_only():
+    cyclic = CyclicSampling(100, 25)
+    assert epsilon(cyclic, rounds=12, delta=1e-5) == pytest.approx(balle_wang_epsilon(MULTIPLIER / 3**0.5, 1e-5))
+    assert epsilon(cyclic, rounds=9, delta=1e-5) == epsilon(cyclic, rounds=12, delta=1e-5)  # the first three times
+    assert epsilon(CyclicSampling(100, 30), rounds=7) == pytest.approx(epsilon(FULL, rounds=3))
+    assert "zero out one client" in gaussian_accountant(MULTIPLIER)(cyclic, 3, 1e-5).relation

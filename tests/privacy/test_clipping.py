@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_edge.privacy import clip, clip_by_norm
+from fedjax_edge.privacy import clip, clip_by_norm, per_layer, total_norm
 
 jitted = jax.jit(clip_by_norm)
 
@@ -155,3 +155,51 @@ def test_a_client_sends_what_is_not_finite_as_it_is_to_be_rejected(bad):
     sent = clip(1.0).apply(update, (), jax.random.key(0))[0]
     np.testing.assert_array_equal(sent["a"], [3, 4])
     assert not np.isfinite(sent["b"]).any()
+
+
+LAYERS = {"dense": {"w": jnp.array([3.0, 0.0]), "b": jnp.array(4.0)}, "head": jnp.array([0.3, 0.4])}
+
+
+def test_layers_are_clipped_each_by_itself():
+    clipped = clip_by_norm(LAYERS, {"dense": 1.0, "head": 2.0})
+    np.testing.assert_allclose(clipped["dense"]["w"], [0.6, 0.0], rtol=2e-4)
+    np.testing.assert_allclose(clipped["dense"]["b"], 0.8, rtol=2e-4)
+    np.testing.assert_array_equal(clipped["head"], LAYERS["head"])
+    leaves = clip_by_norm(LAYERS, {"dense": {"w": 1.0, "b": 0.5}, "head": 0.25})
+    np.testing.assert_allclose([exact_norm(leaf) for leaf in jax.tree.leaves(leaves)], [0.5, 1.0, 0.25], rtol=2e-4)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(spread_out((3, 5)), spread_out((4,)), st.floats(-30, 30).map(lambda power: 2.0**power))
+def test_all_layers_together_keep_the_bound_that_is_stated(matrix, vector, clip_norm):
+    with np.errstate(over="ignore"):
+        update = {"a": jnp.asarray(matrix), "b": jnp.asarray(vector).astype(jnp.bfloat16)}
+    norms = per_layer(clip_norm, update)
+    assert total_norm(norms) == pytest.approx(clip_norm, rel=1e-15)
+    assert exact_norm(jitted(update, norms)) <= clip_norm
+    uneven = {"a": clip_norm, "b": clip_norm / 4}
+    assert exact_norm(jitted(update, uneven)) <= total_norm(uneven)
+
+
+def test_norms_are_split_alike_over_layers_and_may_be_traced():
+    assert jax.tree.leaves(per_layer(3.0, LAYERS)) == pytest.approx([3**0.5] * 3)
+    assert per_layer(3.0, {"dense": 0, "head": 0}) == {"dense": 3 / 2**0.5, "head": 3 / 2**0.5}
+    assert float(jax.jit(total_norm)({"a": 3.0, "b": 4.0})) == pytest.approx(5.0)
+
+
+def test_a_layer_that_is_not_finite_becomes_zero_by_itself():
+    clipped = clip_by_norm({"a": jnp.array([jnp.nan]), "b": jnp.ones(1)}, {"a": 1.0, "b": 2.0})
+    assert clipped["a"][0] == 0 and clipped["b"][0] == 1
+
+
+@pytest.mark.parametrize("norms", [{}, {"dense": 1.0, "head": 0.0}, {"dense": None, "head": 1.0}])
+def test_bad_norms_of_layers_are_refused_by_name(norms):
+    with pytest.raises(ValueError, match=r"clip_norm.* must be a finite number above 0"):
+        clip(norms)
+
+
+def test_norms_for_other_layers_are_refused():
+    with pytest.raises(ValueError, match="a tree that the update begins with"):
+        clip_by_norm(LAYERS, {"dense": 1.0})
+    with pytest.raises(ValueError, match="layers has no leaf"):
+        per_layer(1.0, {})

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from fedjax_edge import testing
 from fedjax_edge.core.protocols import FixedSampling, PoissonSampling, PrivacyError
 from fedjax_edge.privacy import gaussian_mean
 
@@ -151,3 +152,14 @@ def test_one_compilation_serves_a_sweep_and_claims_nothing():
     assert len(seen) == 1
     with pytest.raises(PrivacyError, match="noise_multiplier is traced"):
         seen[0].accountant(PoissonSampling(300, 0.5, 0.0), 40, 1e-3)
+
+
+def test_clipping_by_layer_has_the_noise_of_its_whole_sensitivity():
+    norms = {"a": 0.3, "b": 0.4}
+    aggregator = gaussian_mean(norms, 2.0, denominator=5.0)
+    updates = {"a": np.ones((3, 2), np.float32), "b": np.ones(3, np.float32)}
+    testing.assert_sensitivity(aggregator, updates, np.ones(3), 0.5, rtol=0)
+    testing.assert_sensitivity(aggregator, updates, np.ones(3), 0.3, released=lambda total: total["a"], rtol=0)
+    with pytest.raises(AssertionError, match="the sensitivity is claimed"):
+        testing.assert_sensitivity(aggregator, updates, np.ones(3), 0.49)
+    testing.assert_noise_scale(aggregator, {"a": jnp.zeros(2), "b": jnp.zeros(1)}, 2.0 * 0.5 / 5, jax.random.key(0))

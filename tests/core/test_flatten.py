@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_edge.compression.flatten import flatten
+from fedjax_edge.core.flatten import flatten
 
 DTYPES = st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16])
 shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3)
