@@ -5,7 +5,15 @@ import optax
 
 from fedjax_edge.aggregation import weighted_mean
 from fedjax_edge.clients import local_sgd
-from fedjax_edge.core.protocols import Aggregator, Codec, FederatedAlgorithm, LossFn, PyTree, UpdateTransform
+from fedjax_edge.core.protocols import (
+    Aggregator,
+    Codec,
+    Downlink,
+    FederatedAlgorithm,
+    LossFn,
+    PyTree,
+    UpdateTransform,
+)
 from fedjax_edge.core.round import federated
 from fedjax_edge.core.transforms import IDENTITY
 from fedjax_edge.privacy import dp_sgd
@@ -23,13 +31,14 @@ def fedavg_dp_sgd(
     chunk: int = 16,
     aggregator: Aggregator | None = None,
     uplink: UpdateTransform | Codec = IDENTITY,
+    downlink: Downlink | UpdateTransform | Codec = IDENTITY,
 ) -> FederatedAlgorithm:
     """Returns federated averaging in which every client clips each example's gradient and adds noise to each step.
 
     The claim is about examples, not clients, and holds whatever the server does: see `privacy.dp_sgd`.
 
     Args:
-      loss_fn, client_optimizer, server_optimizer, uplink: as in `algorithms.fedavg`.
+      loss_fn, client_optimizer, server_optimizer, uplink, downlink: as in `algorithms.fedavg`.
       clip_norm, noise_multiplier, batch_size, epochs, chunk: as in `privacy.dp_sgd`.
       aggregator: in the place of `aggregation.weighted_mean()`; one without a claim of its own.
 
@@ -55,5 +64,6 @@ def fedavg_dp_sgd(
         server=optax.sgd(1.0) if server_optimizer is None else server_optimizer,
         aggregator=weighted_mean() if aggregator is None else aggregator,
         uplink=uplink,
+        downlink=downlink,
     )
     return algorithm._replace(accountant=mechanism.accountant)
