@@ -31,7 +31,12 @@ def code_cells(notebook):
 
 
 def test_the_notebooks_are_found():
-    assert [path.stem for path in NOTEBOOKS] == ["01_introduction", "02_fedavg_by_hand", "05_prove_your_own_component"]
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_introduction",
+        "02_fedavg_by_hand",
+        "03_communication",
+        "05_prove_your_own_component",
+    ]
 
 
 # What the kernel's manager warns of is not the notebooks' business; within the kernel, warnings are errors.
