@@ -34,6 +34,7 @@ def test_the_notebooks_are_found():
     assert [path.stem for path in NOTEBOOKS] == [
         "01_introduction",
         "02_fedavg_by_hand",
+        "03_communication",
         "04_privacy",
         "05_prove_your_own_component",
     ]

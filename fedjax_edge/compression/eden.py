@@ -32,7 +32,7 @@ def drive() -> Codec:
     rotation `R`. This is `eden(1)`, where the rest is said. The squared error is at most some `(pi / 2 - 1) * |x|**2`.
 
     Source: Vargaftik et al., "DRIVE: One-bit Distributed Mean Estimation", NeurIPS 2021 (arXiv:2105.08339),
-    Algorithm 1 with the scale of Theorem 2.
+    Algorithm 1, with its unbiased scale.
 
     >>> codec = drive()
     >>> codec.decode(codec.encode(jnp.array([0.0, -3.0]), jax.random.key(0))).round(5).tolist()
@@ -74,7 +74,7 @@ def eden(bits: int) -> Codec:
       ValueError: for bits out of range.
 
     Source: Vargaftik et al., "EDEN: Communication-Efficient and Robust Distributed Mean Estimation for Federated
-    Learning", ICML 2022 (arXiv:2108.08842), Algorithm 1 and Theorem 2.1; levels: Max, "Quantizing for Minimum
+    Learning", ICML 2022 (arXiv:2108.08842), Algorithm 1; levels: Max, "Quantizing for Minimum
     Distortion", IRE Transactions on Information Theory 1960.
 
     >>> codec = eden(2)

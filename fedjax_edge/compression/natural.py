@@ -43,7 +43,7 @@ def natural_compression() -> Codec:
     In the result's dtype: a power of two beyond the range of float16 becomes infinite or zero there.
 
     Source: Horváth et al., "Natural Compression for Distributed Deep Learning", MSML 2022 (arXiv:1905.10988),
-    Definition 1, of variance 1/8.
+    whose variance is 1/8.
 
     >>> codec = natural_compression()
     >>> codec.decode(codec.encode(jnp.array([0.5, -4.0, 0.0]), jax.random.key(0))).tolist()

@@ -32,7 +32,7 @@ def qsgd(levels: int) -> Codec:
       ValueError: for levels out of range.
 
     Source: Alistarh et al., "QSGD: Communication-Efficient SGD via Gradient Quantization and Encoding", NIPS 2017
-    (arXiv:1610.02132), Section 3.1, equations 3 to 5, and Lemma 3.1.
+    (arXiv:1610.02132), Section 3.1 and Lemma 3.1.
 
     >>> import jax
     >>> import jax.numpy as jnp

@@ -48,9 +48,9 @@ def random_k(fraction: float, unbiased: bool = True) -> Codec:
     Raises:
       ValueError: for a fraction out of range.
 
-    Source: Stich et al., "Sparsified SGD with Memory", NeurIPS 2018 (arXiv:1809.07599), Definition 2.1 and Lemma A.1
+    Source: Stich et al., "Sparsified SGD with Memory", NeurIPS 2018 (arXiv:1809.07599), Definition 2.1
     (not multiplied); Wangni et al., "Gradient Sparsification for Communication-Efficient Distributed Optimization",
-    NeurIPS 2018 (arXiv:1710.09854), Section 2 (unbiased).
+    NeurIPS 2018 (arXiv:1710.09854; unbiased).
 
     >>> codec = random_k(0.5)
     >>> sorted(codec.decode(codec.encode(jnp.ones(4), jax.random.key(0))).tolist())

@@ -48,7 +48,7 @@ def rotated(codec: Codec) -> Codec:
       TypeError: for anything but a `Codec`.
 
     Source: Suresh et al., "Distributed Mean Estimation with Limited Communication", ICML 2017 (arXiv:1611.00429),
-    Section 3, stochastic rotated quantization, and Theorem 3.
+    Section 3, stochastic rotated quantization.
 
     >>> from fedjax_edge.compression.stochastic_uniform import stochastic_uniform
     >>> codec = rotated(stochastic_uniform(16))

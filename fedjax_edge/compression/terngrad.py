@@ -22,7 +22,7 @@ def terngrad() -> Codec:
     ==============================  ========================================================
 
     Source: Wen et al., "TernGrad: Ternary Gradients to Reduce Communication in Distributed Deep Learning", NIPS 2017
-    (arXiv:1705.07878), equations 1 to 3, with its layer-wise scale.
+    (arXiv:1705.07878), with its layer-wise scale.
 
     >>> import jax
     >>> import jax.numpy as jnp

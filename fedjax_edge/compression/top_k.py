@@ -28,8 +28,17 @@ def top_k(fraction: float) -> Codec:
 
     Of `n` numbers it keeps `k = max(1, round(fraction * n))`, at `32 + ceil(log2(n))` bits each (33 for a single
     number). Biased; its squared error is at most `(1 - k / n) * |x|**2`, the contraction that `error_feedback` needs:
-    wrapped in it, what is dropped is sent later. (`per_leaf(top_k(...))` keeps a share of every leaf.) With fewer than
-    `k` nonzero numbers, zeros fill up. A NaN counts as the largest, and so reaches the server, to be rejected.
+    wrapped in it, what is dropped is sent later. (`per_leaf(top_k(...))` keeps a share of every leaf.)
+
+    ==============================  ===================================================================
+    input                           decoded
+    ==============================  ===================================================================
+    fraction 1, one number          itself
+    at most `k` numbers not zero    itself
+    equal magnitudes                the first ones stay, in the order of the leaves
+    empty                           empty, at no cost
+    NaN or infinite                 itself: it counts as largest, and reaches the server to be rejected
+    ==============================  ===================================================================
 
     Args:
       fraction: of the numbers to keep, in (0, 1].
