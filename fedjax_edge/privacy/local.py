@@ -21,7 +21,7 @@ from fedjax_edge.core.protocols import (
     UpdateTransform,
 )
 from fedjax_edge.core.trees import at_least_float32
-from fedjax_edge.privacy.accounting import check_question, most_participations
+from fedjax_edge.privacy.accounting import check_question, in_words, most_participations
 from fedjax_edge.privacy.clipping import SAFETY, check_clip_norm, clip_by_norm, l1_norm, scale_down, total_norm
 from fedjax_edge.privacy.gaussian_mean import check_denominator
 from fedjax_edge.privacy.mechanism import Mechanism
@@ -116,7 +116,7 @@ def local_laplace(
         )
         return min(releases * one, worst.self_compose(releases).get_epsilon_for_delta(delta))
 
-    accountant = _accountant(noise_multiplier, epsilon_of, "pure epsilon of Laplace noise, composed at worst", False)
+    accountant = _accountant(noise_multiplier, epsilon_of, "worst composition of a pure epsilon", False)
     return _mechanism(clipped, jax.random.laplace, noise_multiplier, clip_norm, denominator, accountant)
 
 
@@ -161,8 +161,8 @@ def _accountant(
             epsilon=epsilon,
             delta=float(delta),
             relation="replace one client's update, as the server sees it",
-            sampling=f"a client in at most {most} rounds; who takes part is not hidden",
-            accountant=words,
+            sampling=f"{in_words(sampling)}; who takes part is not hidden",
+            accountant=f"{words}, of at most {most} rounds of a client",
             rounds=int(rounds),
             noise_multiplier=float(noise_multiplier),
             release=Release(float(noise_multiplier) / 2, most) if is_gaussian else None,
