@@ -75,6 +75,13 @@ AGGREGATORS = {
         lacks=frozenset({"translation", "scale", "linear"}),
         sensitivity=2 * CLIP,
     ),
+    "correlated_mean": AggregatorRow(
+        fe.privacy.correlated_mean(fe.privacy.tree_noise(4), CLIP, MULTIPLIER, DENOMINATOR),
+        ALWAYS,
+        lacks=frozenset({"translation", "scale"}),
+        sensitivity=CLIP,
+        noise=MULTIPLIER * CLIP / DENOMINATOR,  # of the first round
+    ),
     "adaptive_clip_mean": AggregatorRow(
         fe.privacy.adaptive_clip_mean(CLIP, 0.0, DENOMINATOR), ALWAYS, lacks=frozenset({"translation", "scale"})
     ),

@@ -22,6 +22,7 @@ from fedjax_edge.privacy import (
     calibrate_noise_multiplier,
     correlated_mean,
     gaussian_accountant,
+    streaming_noise,
     tree_noise,
 )
 
@@ -66,6 +67,19 @@ def test_no_pattern_and_no_signs_beat_the_sensitivity(strategy):
         assert moved <= sensitivity(strategy, CyclicSampling(100, 30)) * (1 + 1e-6)
         if set(np.diff(pattern)) <= {4}:
             assert moved <= sensitivity(strategy, FOURTH) * (1 + 1e-6)
+
+
+def test_columns_that_oppose_one_another_cost_what_opposed_updates_make_of_them():
+    opposed = streaming_noise(jax_privacy.toeplitz.inverse_as_streaming_matrix(jnp.array([1.0, -0.5])), 12)
+    encoder = np.linalg.inv(opposed.mixing())
+    alternating = np.linalg.norm(encoder @ (-1.0) ** np.arange(12))
+    assert sensitivity(opposed, FullParticipation(100)) == pytest.approx(alternating, rel=1e-5)
+
+
+def test_without_noise_it_is_the_clipped_mean():
+    updates = jnp.array([[3.0, 4.0], [0.1, 0.0]])
+    mean, _ = testing.aggregate(correlated_mean(TREE, 1.0, 0.0, 4), updates, np.ones(2), jax.random.key(0))
+    np.testing.assert_allclose(mean, [(0.6 + 0.1) / 4, 0.8 / 4], rtol=2e-4)
 
 
 def test_bands_within_the_separation_cost_the_root_of_the_participations():
