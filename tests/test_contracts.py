@@ -113,6 +113,13 @@ AGGREGATORS = {
     "fetch_sgd": AggregatorRow(
         fetch_sgd(3, 40, fraction=0.2), ALWAYS | {"scale", "mirror"}, lacks=frozenset({"translation", "linear"})
     ),
+    "correlated_mean": AggregatorRow(
+        fe.privacy.correlated_mean(fe.privacy.tree_noise(4), CLIP, MULTIPLIER, DENOMINATOR),
+        ALWAYS,
+        lacks=frozenset({"translation", "scale"}),
+        sensitivity=CLIP,
+        noise=MULTIPLIER * CLIP / DENOMINATOR,  # of the first round
+    ),
     "adaptive_clip_mean": AggregatorRow(
         fe.privacy.adaptive_clip_mean(CLIP, 0.0, DENOMINATOR), ALWAYS, lacks=frozenset({"translation", "scale"})
     ),

@@ -152,25 +152,35 @@ def calibrate_noise_multiplier(
 @functools.lru_cache(maxsize=4096, typed=True)
 def _claim(noise_multiplier: float, sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
     match sampling:
-        case PoissonSampling(clients, probability, _):
+        case PoissonSampling():
             release, relation = Release(noise_multiplier, rounds, sampling), _ADD_OR_REMOVE
-            words = f"each of {clients} clients independently with probability {probability:g}"
-        case FullParticipation(clients):
+        case FullParticipation():
             release, relation = Release(noise_multiplier, rounds), _ADD_OR_REMOVE
-            words = f"all {clients} clients every round"
-        case FixedSampling(clients, cohort_size):
+        case FixedSampling():
             release, relation = Release(noise_multiplier, rounds, sampling), _REPLACE
-            words = f"{cohort_size} of {clients} clients uniformly without replacement"
-        case CyclicSampling(clients, cohort_size):
+        case CyclicSampling():
             release, relation = Release(noise_multiplier, most_participations(sampling, rounds)), ZERO_OUT
-            words = f"{cohort_size} of {clients} clients in turn"
         case _:
             raise PrivacyError(
                 f"nothing can be claimed for sampling={sampling!r}: epsilon depends on how cohorts are drawn, and this "
                 "sampler does not say (PoissonSampling, FixedSampling, FullParticipation or CyclicSampling)"
             )
     epsilon, by = compose([release], delta)
-    return PrivacyClaim(epsilon, delta, relation, words, by, rounds, noise_multiplier, release)
+    return PrivacyClaim(epsilon, delta, relation, in_words(sampling), by, rounds, noise_multiplier, release)
+
+
+def in_words(sampling: Sampling) -> str:
+    """Returns how cohorts are drawn, whatever the number of rounds."""
+    match sampling:
+        case PoissonSampling(clients, probability, _):
+            return f"each of {clients} clients independently with probability {probability:g}"
+        case FullParticipation(clients):
+            return f"all {clients} clients every round"
+        case FixedSampling(clients, cohort_size):
+            return f"{cohort_size} of {clients} clients uniformly without replacement"
+        case CyclicSampling(clients, cohort_size):
+            return f"{cohort_size} of {clients} clients in turn"
+    return "not described"
 
 
 def compose(releases: Sequence[Release], delta: float) -> tuple[float, str]:

@@ -14,9 +14,6 @@ from fedjax_edge.core.protocols import (
     Accountant,
     Aggregator,
     CyclicSampling,
-    FixedSampling,
-    FullParticipation,
-    PoissonSampling,
     PrivacyClaim,
     PrivacyError,
     PyTree,
@@ -24,7 +21,7 @@ from fedjax_edge.core.protocols import (
     Sampling,
 )
 from fedjax_edge.core.trees import at_least_float32
-from fedjax_edge.privacy.accounting import ZERO_OUT, check_question, most_participations
+from fedjax_edge.privacy.accounting import ZERO_OUT, check_question, in_words, most_participations
 from fedjax_edge.privacy.clipping import check_clip_norm, clip_by_norm, total_norm
 from fedjax_edge.privacy.correlated_noise import Strategy
 from fedjax_edge.privacy.gaussian_mean import check_denominator
@@ -83,7 +80,7 @@ def correlated_mean(
       >>> aggregator = correlated_mean(tree_noise(8), clip_norm=1.0, noise_multiplier=4.0, denominator=25)
       >>> claim = aggregator.accountant(CyclicSampling(100, 25), rounds=8, delta=1e-5)
       >>> print(round(claim.epsilon, 2), claim.sampling)
-      3.23 25 of 100 clients in turn, each in at most 2 rounds, 4 apart
+      3.23 25 of 100 clients in turn, a client's rounds 4 or more apart
     """
     if not isinstance(strategy, Strategy):
         raise TypeError(f"strategy must be a Strategy, such as privacy.tree_noise(100), got {strategy!r}")
@@ -128,31 +125,25 @@ def _accountant(strategy: Strategy, noise_multiplier: float | jax.Array) -> Acco
                 f"the noise was made for {strategy.rounds} rounds, and nothing is claimed for {rounds}: make it for as "
                 "many as there will be"
             )
-        words = _in_words(sampling, rounds)
+        most = most_participations(sampling, rounds)
         epsilon, multiplier = 0.0, float(noise_multiplier)
         if rounds:
             multiplier /= sensitivity(sampling, int(rounds))
             epsilon = float(dp_accounting.get_epsilon_gaussian(multiplier, delta))
         if not math.isfinite(epsilon):
             raise PrivacyError(f"no finite epsilon for {noise_multiplier=}, {rounds} rounds, delta={delta}")
-        by = f"analytic Gaussian, noise correlated over {strategy.rounds} rounds"
+        by = f"analytic Gaussian, noise correlated over {strategy.rounds} rounds, at most {most} of them a client's"
         release = Release(multiplier, 1 if rounds else 0)
+        words = _pattern(sampling)
         return PrivacyClaim(epsilon, float(delta), ZERO_OUT, words, by, int(rounds), float(noise_multiplier), release)
 
     return accountant
 
 
-def _in_words(sampling: Sampling, rounds: int) -> str:
-    match sampling:
-        case CyclicSampling(clients, cohort_size):
-            most, apart = most_participations(sampling, rounds), clients // cohort_size
-            return f"{cohort_size} of {clients} clients in turn, each in at most {most} rounds, {apart} apart"
-        case PoissonSampling(clients, _, _) | FixedSampling(clients, _) | FullParticipation(clients):
-            return f"any of {clients} clients in every round; no gain from chance is claimed"
-    raise PrivacyError(
-        f"nothing can be claimed for sampling={sampling!r}: the sensitivity depends on which rounds a client takes "
-        "part in, and this sampler does not say (CyclicSampling, FullParticipation, PoissonSampling or FixedSampling)"
-    )
+def _pattern(sampling: Sampling) -> str:
+    if isinstance(sampling, CyclicSampling):
+        return f"{in_words(sampling)}, a client's rounds {sampling.num_clients // sampling.cohort_size} or more apart"
+    return f"{in_words(sampling)}; no gain from chance is claimed"
 
 
 def _largest_sum(gram: np.ndarray, sampling: Sampling) -> float:

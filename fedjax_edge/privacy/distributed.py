@@ -22,7 +22,7 @@ from fedjax_edge.core.protocols import (
     UpdateTransform,
 )
 from fedjax_edge.core.trees import at_least_float32
-from fedjax_edge.privacy.accounting import ZERO_OUT, check_question, most_participations
+from fedjax_edge.privacy.accounting import ZERO_OUT, check_question, in_words, most_participations
 from fedjax_edge.privacy.clipping import clip_by_norm, l2_norm
 from fedjax_edge.privacy.integer_noise import LARGEST, IntegerNoise, discrete_gaussian_noise, skellam_noise
 from fedjax_edge.privacy.mechanism import Mechanism
@@ -272,9 +272,9 @@ def _accountant(
             epsilon=epsilon,
             delta=float(delta),
             relation=ZERO_OUT,
-            sampling=f"a client in at most {most} rounds; a sum of fewer than {grid.clients} clients is not released, "
-            "and of the others every share of the noise is in the sum",
-            accountant=f"RDP of a sum of {words}",
+            sampling=f"{in_words(sampling)}; a sum of fewer than {grid.clients} clients is not released, and of the "
+            "others every share of the noise is in the sum",
+            accountant=f"RDP of a sum of {words}, of at most {most} rounds of a client",
             rounds=int(rounds),
             noise_multiplier=noise_multiplier,
         )

@@ -22,7 +22,7 @@ from fedjax_edge.core.protocols import (
     Sampling,
 )
 from fedjax_edge.core.trees import at_least_float32, zero_unless
-from fedjax_edge.privacy.accounting import check_question, most_participations
+from fedjax_edge.privacy.accounting import check_question, in_words, most_participations
 from fedjax_edge.privacy.clipping import check_clip_norm, clip_by_norm, total_norm
 
 
@@ -140,8 +140,8 @@ def _accountant(noise_multiplier: float | jax.Array, epochs: int) -> Accountant:
             epsilon=float(epsilon),
             delta=float(delta),
             relation="replace one example of one client",
-            sampling=f"a client in {most} rounds of {epochs} epochs, each example once an epoch in disjoint batches",
-            accountant="analytic Gaussian, parallel composition within an epoch",
+            sampling=f"{in_words(sampling)}; {epochs} epochs a round, each example once an epoch in disjoint batches",
+            accountant=f"analytic Gaussian of at most {releases} epochs of a client, each by parallel composition",
             rounds=int(rounds),
             noise_multiplier=float(noise_multiplier),
             release=Release(multiplier, releases),

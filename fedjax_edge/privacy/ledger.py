@@ -46,7 +46,7 @@ class Ledger(NamedTuple):
             )
         entries = dict(self.entries)
         old = entries.get(name)
-        if old is not None and (_mechanism_of(old) != _mechanism_of(claim) or old.rounds > claim.rounds):
+        if old is not None and (_mechanism_of(old) != _mechanism_of(claim) or not _goes_on(old, claim)):
             raise ValueError(
                 f"{name!r} stands for {old.rounds} rounds of {_mechanism_of(old)}, which {claim.rounds} rounds of "
                 f"{_mechanism_of(claim)} do not continue: record them under another name"
@@ -106,8 +106,14 @@ def read_ledger(path: str | Path) -> Ledger:
     return ledger
 
 
+def _goes_on(old: PrivacyClaim, new: PrivacyClaim) -> bool:
+    spent, spending = (claim.release.times / claim.release.noise_multiplier**2 for claim in (old, new))
+    return new.rounds >= old.rounds and spending >= spent
+
+
 def _mechanism_of(claim: PrivacyClaim) -> tuple:
-    return claim.relation, claim.accountant, claim.noise_multiplier, claim.release.sampling
+    """What stays the same while a run goes on."""
+    return claim.relation, claim.sampling, claim.noise_multiplier, claim.release.sampling
 
 
 def _to_json(claim: PrivacyClaim) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from fedjax_edge.core.protocols import (
     UpdateTransform,
 )
 from fedjax_edge.core.trees import at_least_float32
-from fedjax_edge.privacy.accounting import check_question, most_participations
+from fedjax_edge.privacy.accounting import check_question, in_words, most_participations
 from fedjax_edge.privacy.clipping import SAFETY, check_clip_norm, clip_by_norm, l1_norm, scale_down, total_norm
 from fedjax_edge.privacy.gaussian_mean import check_denominator
 from fedjax_edge.privacy.mechanism import Mechanism
@@ -81,8 +81,8 @@ def local_laplace(
     """Each device clips its update to the L1 norm S and adds Laplace noise of scale z S before sending it.
 
     One release has epsilon 2 / z at any delta, even 0: two clipped updates differ by at most 2 S in L1 norm. Rounds
-    compose to the smaller of the sum and, at the delta that is asked for, what any mechanisms of such an epsilon
-    compose to at worst (Kairouz, Oh and Viswanath 2015, arXiv:1311.0776, by privacy loss distributions).
+    compose, at the delta that is asked for, to what any mechanisms of such an epsilon compose to at worst: never more
+    than the sum (Kairouz, Oh and Viswanath 2015, arXiv:1311.0776, by privacy loss distributions).
 
     All else is as in `local_gaussian`; only that the noise, of standard deviation `sqrt(2) z S` a number, is for an L1
     norm, which is up to `sqrt(n)` times the L2 norm of n numbers.
@@ -114,9 +114,9 @@ def local_laplace(
         worst = privacy_loss_distribution.from_privacy_parameters(
             common.DifferentialPrivacyParameters(one, 0.0), value_discretization_interval=one / 1000
         )
-        return min(releases * one, worst.self_compose(releases).get_epsilon_for_delta(delta))
+        return worst.self_compose(releases).get_epsilon_for_delta(delta)
 
-    accountant = _accountant(noise_multiplier, epsilon_of, "pure epsilon of Laplace noise, composed at worst", False)
+    accountant = _accountant(noise_multiplier, epsilon_of, "worst composition of a pure epsilon", False)
     return _mechanism(clipped, jax.random.laplace, noise_multiplier, clip_norm, denominator, accountant)
 
 
@@ -161,8 +161,8 @@ def _accountant(
             epsilon=epsilon,
             delta=float(delta),
             relation="replace one client's update, as the server sees it",
-            sampling=f"a client in at most {most} rounds; who takes part is not hidden",
-            accountant=words,
+            sampling=f"{in_words(sampling)}; who takes part is not hidden",
+            accountant=f"{words}, of at most {most} rounds of a client",
             rounds=int(rounds),
             noise_multiplier=float(noise_multiplier),
             release=Release(float(noise_multiplier) / 2, most) if is_gaussian else None,

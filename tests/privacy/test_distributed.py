@@ -197,7 +197,7 @@ def test_the_claim_says_whose_noise_it_counts_on(name):
     accountant = MECHANISMS[name].aggregator.accountant
     claim = accountant(CyclicSampling(80, CLIENTS), 8, 1e-5)
     assert claim.relation == "zero out one client (its contributions become zero)"
-    assert "fewer than 20 clients is not released" in claim.sampling and "at most 2 rounds" in claim.sampling
+    assert "fewer than 20 clients is not released" in claim.sampling and "at most 2 rounds" in claim.accountant
     assert claim.epsilon == accountant(FullParticipation(CLIENTS), 2, 1e-5).epsilon
     for sampling in (PoissonSampling(80, 0.5, 0.0), FixedSampling(80, CLIENTS)):
         assert accountant(sampling, 2, 1e-5).epsilon == claim.epsilon

@@ -123,7 +123,8 @@ def test_the_claim_is_one_gaussian_an_epoch_of_doubled_sensitivity():
     independent = PLDAccountant(dp_accounting.NeighboringRelation.REPLACE_ONE)
     independent.compose(dp_accounting.GaussianDpEvent(10.0), 12)  # which doubles the sensitivity itself
     assert claim.epsilon == pytest.approx(independent.get_epsilon(1e-5), rel=1e-3)
-    assert claim.relation == "replace one example of one client" and "4 rounds of 3 epochs" in claim.sampling
+    assert claim.relation == "replace one example of one client" and "3 epochs a round" in claim.sampling
+    assert "at most 12 epochs" in claim.accountant
     assert accountant(CyclicSampling(8, 2), 4, 1e-5).epsilon == accountant(FullParticipation(7), 1, 1e-5).epsilon
     for sampling in (PoissonSampling(300, 0.01, 0.0), FixedSampling(300, 3)):
         assert accountant(sampling, 4, 1e-5).epsilon == claim.epsilon

@@ -73,6 +73,17 @@ def test_a_table_is_searched_to_its_ends():
     assert ends == {"zeros": 0, "ones": -noise.thresholds.shape[1]}
 
 
+@pytest.mark.parametrize("entry", [0, 9])
+def test_a_number_is_compared_with_the_table_to_its_last_bit(entry):
+    noise = discrete_gaussian_noise(7.3)
+    high, middle, low = (int(word) for word in noise.thresholds[:, entry])
+    for below, expected in ((0, entry + 1), (1, entry)):  # at the threshold it is reached
+        words = np.array([[high], [middle], [(low - below) << 1]], np.uint32)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax.random, "bits", lambda *args, words=words: jax.numpy.asarray(words))
+            assert int(noise.draw(jax.random.key(0), 1)[0]) == expected
+
+
 def test_far_tails_are_those_of_the_law():
     # Exact integers against a ratio that floats cannot spoil: w_k / w_0 = exp(-k^2 / (2 sigma^2)).
     words = discrete_gaussian_noise(4.0).thresholds.astype(object)
