@@ -316,6 +316,9 @@ ALGORITHMS: dict[str, FederatedAlgorithm] = {
         epochs=1,
         uplink=error_feedback(stochastic_uniform(4)),
     ),
+    "fedavg_dp_sgd": fe.algorithms.fedavg_dp_sgd(
+        squared_error, optax.sgd(0.1), clip_norm=1.0, noise_multiplier=0.5, batch_size=2, epochs=1
+    ),
     "scaffold": fe.algorithms.scaffold(squared_error, 0.1, num_clients=len(EXAMPLES), batch_size=2, epochs=1),
 }
 

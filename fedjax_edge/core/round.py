@@ -158,21 +158,31 @@ def federated(
             round=state.round + 1,
         ), record
 
-    def traffic(params: PyTree, population: Population) -> Traffic:
-        key = jax.random.key(0)
-        message, examples = server.broadcast(server.init(params)), population.examples(jnp.int32(0))
-        update = jax.eval_shape(train, message, examples, client.init(params), key).update
-        update = optax.tree.random_like(key, update)
-        up = _payload_bits(uplink.apply(update, uplink.init(optax.tree.zeros_like(update)), key)[2], update)
-
-        down, state, memory = [], downlink.init(message), downlink.client_init()
-        for round_key in jax.random.split(key):
-            received, state, bits = downlink.apply(message, state, round_key)
-            count, memory = downlink.receive(_payload_bits(bits, received), memory, state)
-            down.append(int(count.value()))
-        return Traffic(int(up), *down)
-
+    traffic = partial(_traffic, client, server, uplink, downlink)
     return FederatedAlgorithm(init, round_, lambda state: server.params(state.server), aggregator.accountant, traffic)
+
+
+def _traffic(
+    client: ClientUpdate,
+    server: ServerUpdate,
+    uplink: UpdateTransform,
+    downlink: Downlink,
+    params: PyTree,
+    population: Population,
+) -> Traffic:
+    """Counts the bits of payloads really made: of a random update, and of two broadcasts of the same model."""
+    key = jax.random.key(0)
+    message, examples = server.broadcast(server.init(params)), population.examples(jnp.int32(0))
+    update = jax.eval_shape(client.update, message, examples, client.init(params), key).update
+    update = optax.tree.random_like(key, update)
+    up = _payload_bits(uplink.apply(update, uplink.init(optax.tree.zeros_like(update)), key)[2], update)
+
+    down, state, memory = [], downlink.init(message), downlink.client_init()
+    for round_key in jax.random.split(key):
+        received, state, bits = downlink.apply(message, state, round_key)
+        count, memory = downlink.receive(_payload_bits(bits, received), memory, state)
+        down.append(int(count.value()))
+    return Traffic(int(up), *down)
 
 
 def _payload_bits(bits: Any, sent: PyTree) -> Any:
