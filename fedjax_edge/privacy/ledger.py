@@ -46,7 +46,7 @@ class Ledger(NamedTuple):
             )
         entries = dict(self.entries)
         old = entries.get(name)
-        if old is not None and (_mechanism_of(old) != _mechanism_of(claim) or not _goes_on(old, claim)):
+        if old is not None and (_mechanism_of(old) != _mechanism_of(claim) or _spent(old) > _spent(claim)):
             raise ValueError(
                 f"{name!r} stands for {old.rounds} rounds of {_mechanism_of(old)}, which {claim.rounds} rounds of "
                 f"{_mechanism_of(claim)} do not continue: record them under another name"
@@ -106,9 +106,8 @@ def read_ledger(path: str | Path) -> Ledger:
     return ledger
 
 
-def _goes_on(old: PrivacyClaim, new: PrivacyClaim) -> bool:
-    spent, spending = (claim.release.times / claim.release.noise_multiplier**2 for claim in (old, new))
-    return new.rounds >= old.rounds and spending >= spent
+def _spent(claim: PrivacyClaim) -> float:
+    return claim.release.times / claim.release.noise_multiplier**2
 
 
 def _mechanism_of(claim: PrivacyClaim) -> tuple:

@@ -191,6 +191,8 @@ def test_calibration_refuses_what_cannot_be_reached():
         calibrate_noise_multiplier(1.0, DELTA, None, ROUNDS)
     with pytest.raises(PrivacyError, match="out of reach"):
         calibrate_noise_multiplier(1e-3, 1e-6, FIXED, ROUNDS)
+    with pytest.raises(PrivacyError, match="out of reach"):  # a mechanism whose noise does not grow
+        calibrate_noise_multiplier(1.0, DELTA, FULL, ROUNDS, lambda multiplier: gaussian_accountant(1.0))
 
 
 def test_clients_in_turn_pay_for_their_own_rounds_only():

@@ -165,10 +165,10 @@ def test_a_run_adds_the_noise_that_cancels():
 
 def test_calibration_finds_the_multiplier_of_any_mechanism():
     def accountant_of(multiplier):
-        return correlated_mean(BANDED, 1.0, multiplier, 25).accountant
+        return correlated_mean(TREE, 1.0, multiplier, 25).accountant
 
     found = calibrate_noise_multiplier(2.0, DELTA, FOURTH, 12, accountant_of)
-    assert found == pytest.approx(dp_accounting.get_sigma_gaussian(2.0, DELTA) * 3**0.5, rel=2e-3)
+    assert found == pytest.approx(dp_accounting.get_sigma_gaussian(2.0, DELTA) * sensitivity(TREE, FOURTH), rel=2e-3)
     assert accountant_of(found)(FOURTH, 12, DELTA).epsilon <= 2.0
 
 

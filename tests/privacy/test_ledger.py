@@ -113,7 +113,7 @@ def test_a_run_with_other_epochs_or_turns_is_another_run():
     few, many = (dp_sgd(1.0, 10.0, batch_size=8, epochs=epochs).accountant(FULL, 2, DELTA) for epochs in (1, 3))
     turns = poisson(1.0, 8, CyclicSampling(100, 50)), poisson(1.0, 9, CyclicSampling(100, 10))
     noise = (correlated_mean(tree_noise(8), 1, 3.0, 25).accountant(FULL, rounds, DELTA) for rounds in (8, 4))
-    for first, second in ((many, few), turns, noise):
+    for first, second in ((many, few), (few, many), turns, noise):
         with pytest.raises(ValueError, match="record them under another name"):
             Ledger().record("run", first).record("run", second)
     grown = [correlated_mean(tree_noise(8), 1, 3.0, 25).accountant(FULL, rounds, DELTA) for rounds in (4, 8)]
