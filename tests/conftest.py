@@ -19,3 +19,11 @@ settings.load_profile("fixed")
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+@pytest.fixture
+def quickly():
+    """XLA leaves out most optimizations: for tests that do little but compile."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

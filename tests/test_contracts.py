@@ -328,14 +328,6 @@ each_client = pytest.mark.parametrize("name", CLIENTS)
 each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 
-@pytest.fixture
-def quickly():
-    """XLA leaves out most optimizations: nearly all of this suite's time goes into compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 quickly_compiled = pytest.mark.usefixtures("quickly")
 
 

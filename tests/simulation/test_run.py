@@ -17,6 +17,8 @@ from fedjax_edge.core import PrivacyError
 from fedjax_edge.simulation.recipe import Recipe
 from fedjax_edge.simulation.segment import Pace, Program, Variant, run_segment
 
+pytestmark = pytest.mark.usefixtures("quickly")
+
 SIZES = [1, 5, 2, 8, 3, 4, 6, 7, 2, 2]
 
 
