@@ -39,7 +39,9 @@ class Description(NamedTuple):
 
     def __str__(self) -> str:
         up, first, following = (in_words(bits // 8) for bits in self.traffic)
-        down = following if first == following else f"{first} the first time, {following} in the next round"
+        down, sent_down = first, f"{self.megabytes_down:.4g}"
+        if self.traffic.down_first != self.traffic.down_next:
+            down, sent_down = f"{first} the first time, {following} in the next round", f"at least {sent_down}"
         privacy = "no privacy mechanism that was asked for a claim"
         if self.claim is not None:
             claim = self.claim
@@ -49,7 +51,7 @@ class Description(NamedTuple):
                 f"model: {self.parameters:,} parameters, {in_words(self.model_bits // 8)}",
                 f"cohort: {self.expected_cohort:g} of {self.num_clients:,} clients, at most {self.widest_cohort:,}",
                 f"a client sends {up} a round ({self.traffic.up / self.model_bits:.3g} of the model) and gets {down}",
-                f"{self.rounds} rounds: {self.megabytes_up:.4g} MB up, {self.megabytes_down:.4g} MB down",
+                f"{self.rounds} rounds: {self.megabytes_up:.4g} MB up, {sent_down} MB down",
                 f"plan: {self.plan.explain(self.widest_cohort)}",
                 f"privacy: {privacy}",
             )

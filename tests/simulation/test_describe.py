@@ -33,6 +33,7 @@ def test_two_rounds_of_a_delta_broadcast(linear):
     assert described.megabytes_up == 10 * 5 * 256 / 8e6
     assert described.megabytes_down == 10 * 5 * sent / 8e6
     assert "gets 32 bytes the first time, 16 bytes in the next round" in str(described)
+    assert "MB up, at least " in str(described)
 
 
 def test_it_says_what_is_guaranteed(linear):
