@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import fedjax_edge as fe
+from fedjax_edge import testing
 from fedjax_edge.compression import fetch_sgd, sent_as_sketch
 from fedjax_edge.compression.count_sketch import hashes
 from fedjax_edge.testing import aggregate
@@ -104,3 +105,8 @@ def test_impossible_arguments_are_refused(changed, message):
     if set(changed) <= {"rows", "columns"}:
         with pytest.raises(ValueError, match=message):
             sent_as_sketch(**({"rows": 3, "columns": 9} | changed))
+
+
+def test_it_scales_with_updates_of_one_dtype():
+    updates = jnp.asarray(np.random.default_rng(3).normal(size=(5, 60)), jnp.float32)
+    testing.assert_scale_equivariant(fetch_sgd(3, 40, fraction=0.2), updates, np.ones(5, np.float32))
