@@ -26,8 +26,6 @@ SHOWN = 2  # rates that a peer runs
 
 def measured(rivals: list[str], data_dir: Path, venvs: Path, repeats: int) -> tuple[dict[str, Any], dict[str, Row]]:
     """Returns what there is to say of the sweep, and a row for each side, in seconds of all 32 runs."""
-    if not hasattr(fe, "sweep"):
-        return {"about": ABOUT, "absent": "this fedjax_edge has no fe.sweep"}, {}
     names = ["ours", "warm", "recompiled", *(name for name in rivals if name != "matmul")]
     rows = {name: Row() for name in names}
     task = WORKLOADS["W3"].make(data_dir)

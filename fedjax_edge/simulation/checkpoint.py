@@ -95,11 +95,11 @@ class Store(NamedTuple):
         Raises:
           ValueError: if it belongs to another run, of which the differences are named, or is not to be resumed.
         """
-        import orbax.checkpoint as ocp
-
         rounds = None if self.where is None else self.manager.latest_step()
         if rounds is None:
             return None
+        import orbax.checkpoint as ocp
+
         if not self.where.resume:
             raise ValueError(f"{self.where.directory} holds a checkpoint (round {rounds}): resume it or choose another")
         stored = self.manager.restore(rounds, args=ocp.args.Composite(description=ocp.args.JsonRestore())).description

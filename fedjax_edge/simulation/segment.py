@@ -73,6 +73,7 @@ def run_rounds(
     """Runs the rounds of a segment and returns the state and their reports, [LONGEST_SEGMENT]."""
     algorithm = program.recipe(variant.hyperparameters)
 
+    @partial(jax.jit, inline=True)  # so that it is traced once
     def one_round(number: jax.Array, state: PyTree) -> tuple[PyTree, Report]:
         cohort = program.sampler.sample(derive(variant.key, RunStream.COHORT, number), number)
         state, record = algorithm.round(state, cohort, population, program.plan)
