@@ -51,6 +51,11 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(linear, tmp_path):
     assert_same(run(linear, 9, fe.checkpoints(tmp_path, every=2, resume=True), eval_every=2), expected)
 
 
+def test_a_run_without_checkpoints_does_not_wait_for_orbax(linear, monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)  # importing it fails
+    assert run(linear, 1).history.rounds == 1
+
+
 def test_a_finished_run_resumes_to_what_it_was(linear, tmp_path):
     finished = run(linear, 5, fe.checkpoints(tmp_path))
     again = run(linear, 5, fe.checkpoints(tmp_path, resume=True))
