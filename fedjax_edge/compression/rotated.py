@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from fedjax_edge.core import checks
 from fedjax_edge.core.flatten import TreeShape, flatten
 from fedjax_edge.core.hadamard import hadamard, power_of_two, random_signs
 from fedjax_edge.core.protocols import Codec, PyTree
@@ -21,12 +22,14 @@ class Rotated:
     shape: TreeShape
 
 
-def rotated(codec: Codec) -> Codec:
+def rotated(codec: Codec, times: int = 1) -> Codec:
     """Returns the codec that rotates the whole update at random, applies `codec`, and rotates back what is received.
 
     The update as one vector, padded with zeros to the next power of two `m`, has each number's sign flipped by a coin
     and is multiplied by the Hadamard matrix over `sqrt(m)`, in `m * log2(m)` additions. The coins come from a 32-bit
     seed that the client draws from its key and sends: 32 bits more than `codec` takes for `m` numbers in one leaf.
+    One such rotation leaves few values if few numbers are large: `(2, 1, 0, ...)` becomes `(+-3, +-1, ...) / sqrt(m)`.
+    A second one, with coins of its own from the same seed, makes any long update nearly normal.
 
     Squared errors are those of `codec` for the rotated vector, of the same norm, less what falls on the padding; if
     `codec` is unbiased whatever it is given, so is this. A rotated vector is nearly normal, and spans some
@@ -44,8 +47,13 @@ def rotated(codec: Codec) -> Codec:
                                     overflows float32
     ==============================  ========================================================================
 
+    Args:
+      codec: what the rotated update is sent through.
+      times: how often it is rotated.
+
     Raises:
       TypeError: for anything but a `Codec`.
+      ValueError: for less than once.
 
     Source: Suresh et al., "Distributed Mean Estimation with Limited Communication", ICML 2017 (arXiv:1611.00429),
     Section 3, stochastic rotated quantization.
@@ -57,17 +65,21 @@ def rotated(codec: Codec) -> Codec:
     """
     if not isinstance(codec, Codec):
         raise TypeError(f"rotated wraps a Codec, got {codec!r}")
+    checks.integer("times", times)
 
     def encode(update: PyTree, key: jax.Array) -> Rotated:
         vector, shape = flatten(update)
         seed_key, codec_key = jax.random.split(key)
         seed = jax.random.bits(seed_key, (), jnp.uint32)
-        padded = jnp.pad(vector, (0, power_of_two(shape.size) - shape.size))
-        return Rotated(codec.encode(hadamard(padded * random_signs(seed, padded.size)), codec_key), seed, shape)
+        vector = jnp.pad(vector, (0, power_of_two(shape.size) - shape.size))
+        for signs in random_signs(seed, times * vector.size).reshape(times, vector.size):
+            vector = hadamard(vector * signs)
+        return Rotated(codec.encode(vector, codec_key), seed, shape)
 
     def decode(payload: Rotated) -> PyTree:
         vector = codec.decode(payload.payload)
-        vector = hadamard(vector) * random_signs(payload.seed, vector.size)
+        for signs in random_signs(payload.seed, times * vector.size).reshape(times, vector.size)[::-1]:
+            vector = hadamard(vector) * signs
         return payload.shape.unflatten(vector[: payload.shape.size])
 
     return Codec(encode, decode)

@@ -13,8 +13,8 @@ UPDATE = np.random.default_rng(0).normal(0.3, 1, SIZE).astype(np.float32)
 VALUES = UPDATE.astype(np.float64)
 
 
-def draws_of(codec):
-    decoded = jax.jit(jax.vmap(lambda key: codec.decode(codec.encode(UPDATE, key))))
+def draws_of(codec, update=UPDATE):
+    decoded = jax.jit(jax.vmap(lambda key: codec.decode(codec.encode(update, key))))
     return np.asarray(decoded(jax.random.split(jax.random.key(0), DRAWS)), np.float64)
 
 
@@ -30,19 +30,29 @@ def test_unbiased_with_an_exact_inner_product_and_the_documented_error(bits):
 
 
 def test_drive_sends_the_signs_of_the_rotated_update_and_its_norm_over_their_sum():
-    update = jnp.array([3.0, 1.0])  # rotated, up to signs: 4 and 2 over the square root of 2
+    update = jnp.array([3.0, 1.0])  # rotated, up to signs: 4 and 2 over the square root of 2, then 3 and 1
     payload = drive().encode(update, jax.random.key(2))
     content = payload.payload.content
     level = float(content.scale) * normal_levels(2)[1]
-    assert level == pytest.approx(10 / (6 / 2**0.5), rel=1e-5)
-    decoded = np.abs(drive().decode(payload))
-    np.testing.assert_allclose(np.sort(decoded), np.abs([0, level * 2**0.5]), atol=1e-5)
+    assert level == pytest.approx(10 / 4, rel=1e-5)
+    np.testing.assert_allclose(np.abs(drive().decode(payload)), level, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [1, 3])
+def test_a_sparse_update_is_nearly_unbiased_too(bits):  # one rotation decodes it to (2.5, 0, 0, ...) with 1 bit, always
+    update = np.zeros(SIZE, np.float32)
+    update[:2] = 2, 1
+    draws = draws_of(eden(bits), update)
+    assert (np.abs(draws.mean(0) - update) <= 5 * draws.std(0) / DRAWS**0.5 + 0.02).all()
+    error = ((draws - update) ** 2).sum(1).mean() / 5
+    assert error == pytest.approx({1: 0.571, 3: 0.0358}[bits] * SIZE / 512, rel=0.05)
 
 
 @pytest.mark.parametrize("bits", [2, 5, 8])
 def test_a_coordinate_goes_to_the_nearest_level(bits):
     payload = eden(bits).encode(UPDATE, jax.random.key(0))
-    rotated = hadamard(jnp.pad(UPDATE, (0, 12)) * random_signs(payload.seed, 512))
+    first, second = random_signs(payload.seed, 1024).reshape(2, 512)
+    rotated = hadamard(hadamard(jnp.pad(UPDATE, (0, 12)) * first) * second)
     unit = np.asarray(rotated) / np.linalg.norm(UPDATE) * 512**0.5
     levels = normal_levels(2**bits)
     sent = levels[unpack(payload.payload.content.codes)]
