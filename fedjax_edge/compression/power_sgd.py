@@ -12,7 +12,7 @@ import optax
 from fedjax_edge.compression.norms import l2_norm, nan_unless_finite
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import Codec, PyTree, UpdateTransform
-from fedjax_edge.core.trees import size_in_bits
+from fedjax_edge.core.trees import at_least_float32, size_in_bits
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["left", "right"], meta_fields=["shape", "dtype"])
@@ -29,7 +29,7 @@ class Factors:
 class PowerState(NamedTuple):
     """What a client keeps: what it has not sent yet, and where the next iteration starts."""
 
-    memory: PyTree  # like the update
+    memory: PyTree  # like the update, float32 at least
     rights: tuple[jax.Array, ...]  # float32 [columns, rank] of each matrix
 
 
@@ -108,15 +108,16 @@ def power_sgd(rank: int) -> UpdateTransform:
     checks.integer("rank", rank)
 
     def init(update: PyTree) -> PowerState:
-        return PowerState(optax.tree.zeros_like(update), _no_rights(update, rank))
+        return PowerState(optax.tree.zeros_like(at_least_float32(update)), _no_rights(update, rank))
 
     def apply(update: PyTree, state: PowerState, key: jax.Array) -> tuple[PyTree, PowerState, int]:
-        corrected = optax.tree.add(update, state.memory)
-        payload = _encode(corrected, state.rights, rank, key)
+        corrected = optax.tree.add(at_least_float32(update), state.memory)
+        payload = _encode(optax.tree.cast_like(corrected, update), state.rights, rank, key)
         sent = _decode(payload)
         parts = jax.tree.leaves(payload, is_leaf=_is_factors)
         rights = tuple(part.right for part in parts if _is_factors(part))
-        return sent, PowerState(optax.tree.sub(corrected, sent), rights), size_in_bits(payload)
+        lost = optax.tree.sub(corrected, at_least_float32(sent))
+        return sent, PowerState(lost, rights), size_in_bits(payload)
 
     return UpdateTransform(init, apply)
 

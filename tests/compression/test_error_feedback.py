@@ -74,17 +74,23 @@ def test_the_bits_are_those_of_the_payload(name):
     assert bits == size_in_bits(jax.eval_shape(CODECS[name].encode, update, key))
 
 
-def test_memory_starts_at_zero_and_keeps_structure_and_dtypes():
+def test_memory_starts_at_zero_and_keeps_structure_and_at_least_float32():
     update = {"a": jnp.ones(3, jnp.bfloat16), "b": (jnp.float32(2.0), jnp.ones((2, 0)))}
     for name in CODECS:
         memory = TRANSFORMS[name].init(update)
-        assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), memory) == jax.tree.map(
-            lambda leaf: (leaf.shape, leaf.dtype), update
-        )
+        assert jax.tree.map(jnp.shape, memory) == jax.tree.map(jnp.shape, update)
         assert not any(leaf.any() for leaf in jax.tree.leaves(memory))
         sent, after, _ = APPLY[name](update, memory, jax.random.key(0))
-        for tree in (sent, after):
-            assert jax.tree.map(lambda leaf: leaf.dtype, tree) == jax.tree.map(lambda leaf: leaf.dtype, update)
+        assert jax.tree.map(lambda leaf: leaf.dtype, sent) == jax.tree.map(lambda leaf: leaf.dtype, update)
+        assert {leaf.dtype for leaf in jax.tree.leaves((memory, after))} == {np.dtype(np.float32)}
+
+
+def test_small_numbers_add_up_beside_large_ones_in_narrow_floats():
+    transform, update = error_feedback(top_k(0.5)), jnp.array([1000, 0.5], jnp.bfloat16)
+    memory, _ = jax.lax.scan(
+        lambda memory, _: (transform.apply(update, memory, None)[1], None), transform.init(update), None, length=1000
+    )
+    assert memory.tolist() == [0, 500]  # bfloat16 has no number between 128 and 129
 
 
 @pytest.mark.parametrize("name", CODECS)
