@@ -20,7 +20,7 @@ from fedjax_edge.core.protocols import (
     Sampling,
     UpdateTransform,
 )
-from fedjax_edge.core.trees import at_least_float32
+from fedjax_edge.core.trees import at_least_float32, size_in_bits
 from fedjax_edge.privacy.accounting import check_question, in_words, most_participations
 from fedjax_edge.privacy.clipping import SAFETY, check_clip_norm, clip_by_norm, l1_norm, scale_down, total_norm
 from fedjax_edge.privacy.gaussian_mean import check_denominator
@@ -130,13 +130,14 @@ def _mechanism(
 ) -> Mechanism:
     check_denominator(denominator)
 
-    def apply(update: PyTree, state: tuple, key: jax.Array) -> tuple[PyTree, tuple, None]:
+    def apply(update: PyTree, state: tuple, key: jax.Array) -> tuple[PyTree, tuple, int]:
         update = clipped(at_least_float32(update))  # zeros for what is not finite
 
         def noisy(leaf: jax.Array, draw: jax.Array) -> jax.Array:
             return leaf + jnp.asarray(noise_multiplier, leaf.dtype) * jnp.asarray(norm, leaf.dtype) * draw
 
-        return jax.tree.map(noisy, update, optax.tree.random_like(key, update, sampler)), state, None
+        noisy_update = jax.tree.map(noisy, update, optax.tree.random_like(key, update, sampler))
+        return noisy_update, state, size_in_bits(noisy_update)  # whatever came before, noise fills it
 
     def contribution(update: PyTree, weight: jax.Array, state: tuple) -> PyTree:
         return at_least_float32(update)

@@ -123,6 +123,13 @@ def test_calibration_meets_the_budget(name):
         assert found == pytest.approx(2.0, rel=2e-3)
 
 
+@each_mechanism
+def test_noise_fills_what_a_codec_before_it_had_emptied(name):
+    uplink, update = fe.chain(fe.compression.top_k(0.01), MAKERS[name](1.0, 4.0, 10).uplink), jnp.arange(1000.0)
+    sent, _, bits = uplink.apply(update, uplink.init(update), jax.random.key(0))
+    assert (sent != 0).all() and bits == 32 * 1000
+
+
 def test_a_codec_may_follow_and_a_run_claims():
     population = fe.data.from_client_arrays([{"x": np.full((1, 3), k, np.float32)} for k in range(4)])
     algorithm = fe.algorithms.fedavg(
