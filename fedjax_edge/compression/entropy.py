@@ -13,8 +13,8 @@ _WIDEST_HISTOGRAM = 16  # bits; wider codes are counted by sorting
 def entropy_bits(codes: jax.Array, bits: int | None = None) -> jax.Array:
     """Returns the bits that integer codes take under an ideal entropy coder that is made for them, float32 [].
 
-    `sum_c n_c * log2(n / n_c)` over the codes that occur, `n_c` times each: `n` times the empirical entropy, which an
-    arithmetic coder exceeds by two bits. And the table that it needs: each code that occurs, in `bits` bits, and its
+    `sum_c n_c * log2(n / n_c)` over the codes that occur, `n_c` times each: `n` times the empirical entropy (an
+    arithmetic coder takes up to two bits more, which are not counted). And the table that it needs: each code that occurs, in `bits` bits, and its
     count, in `ceil(log2(n + 1))`. No code depends on those before it. Pure, for any integers, also under `jit`; for
     what is in a payload see `coded_size`.
 
@@ -73,7 +73,7 @@ def coded_size(payload: PyTree) -> jax.Array:
     """Returns the bits of a payload whose packed codes are entropy-coded, each leaf's by a table of its own, int32 [].
 
     Per leaf `entropy_bits`, rounded up, or the codes as they are if that is less, and one bit that says which. Scales,
-    seeds and whatever else a codec sends are counted as they are.
+    seeds and whatever else a codec sends are counted as they are. For payloads below 2**31 bits.
     """
 
     def size(part: PyTree) -> int | jax.Array:

@@ -43,8 +43,8 @@ class Composed:
     """What is sent: one codec's payload, its floats encoded by another."""
 
     floats: PyTree  # the other codec's payload
-    rest: tuple[jax.Array, ...]  # indices, seeds and codes of the first
-    is_float: tuple[bool, ...]  # of each leaf of the first codec's payload
+    rest: tuple[PyTree, ...]  # indices, seeds and codes of the first
+    is_float: tuple[bool, ...]  # of each part of the first codec's payload
     structure: jax.tree_util.PyTreeDef
 
 
@@ -86,10 +86,10 @@ def compose(*codecs: Codec) -> Codec:
 
     def encode(update: PyTree, key: jax.Array | None) -> Composed:
         own, others = (None, None) if key is None else jax.random.split(key)
-        leaves, structure = jax.tree.flatten(first.encode(update, own))
-        is_float = tuple(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in leaves)
-        floats = [leaf for leaf, chosen in zip(leaves, is_float, strict=True) if chosen]
-        rest = tuple(leaf for leaf, chosen in zip(leaves, is_float, strict=True) if not chosen)
+        parts, structure = jax.tree.flatten(first.encode(update, own), is_leaf=lambda node: not _has_floats(node))
+        is_float = tuple(map(_has_floats, parts))
+        floats = [part for part, chosen in zip(parts, is_float, strict=True) if chosen]
+        rest = tuple(part for part, chosen in zip(parts, is_float, strict=True) if not chosen)
         return Composed(second.encode(floats, others), rest, is_float, structure)
 
     def decode(payload: Composed) -> PyTree:
@@ -99,6 +99,10 @@ def compose(*codecs: Codec) -> Codec:
         )
 
     return Codec(encode, decode)
+
+
+def _has_floats(node: PyTree) -> bool:
+    return any(jnp.issubdtype(jnp.result_type(leaf), jnp.floating) for leaf in jax.tree.leaves(node))
 
 
 def as_transform(part: UpdateTransform | Codec) -> UpdateTransform:

@@ -14,6 +14,7 @@ from fedjax_edge.compression import (
     entropy_bits,
     entropy_coded,
     error_feedback,
+    half_precision,
     qsgd,
     stochastic_uniform,
     top_k,
@@ -90,6 +91,12 @@ def test_codes_within_composed_payloads_are_found():
     codec = compose(top_k(0.25), stochastic_uniform(8))
     payload = codec.encode(update, KEY)
     assert int(coded_size(payload)) < size_in_bits(payload) - 7 * 1000 + 100  # nearly all are the same level
+
+
+def test_codes_of_the_first_of_composed_codecs_are_found():
+    update = jnp.linspace(-1, 1, 4000)
+    first, both = (int(coded_size(c.encode(update, KEY))) for c in (qsgd(1), compose(qsgd(1), half_precision())))
+    assert both < first + 100 < 2000  # of 8000 bits of codes; its norm, a float, is what the second codec gets
 
 
 def test_entropy_coded_refuses_what_is_no_codec():
