@@ -187,6 +187,7 @@ def dense_input(kernel_gradient: jax.Array, bias_gradient: jax.Array) -> jax.Arr
     | several examples               | a weighted mean of them, in which those with large gradients dominate |
     | a scaled gradient (an update)  | the same                                                              |
     | a bias gradient of zeros       | zeros                                                                 |
+    | NaN or infinite anywhere       | not finite                                                            |
 
     Args:
       kernel_gradient: float [inputs, units].
@@ -195,11 +196,13 @@ def dense_input(kernel_gradient: jax.Array, bias_gradient: jax.Array) -> jax.Arr
     Returns:
       float [inputs].
 
-    >>> print(dense_input(jnp.array([[3.0, -1.0], [6.0, -2.0]]), jnp.array([3.0, -1.0])))
+    >>> print(dense_input(jnp.array([[3.0, -1.0], [6.0, -2.0]]), jnp.array([3.0, -1.0])).round(3))
     [1. 2.]
     """
-    square = jnp.sum(jnp.square(bias_gradient))
-    return jnp.where(square > 0, kernel_gradient @ bias_gradient / jnp.where(square > 0, square, 1), 0)
+    is_known = jnp.any(bias_gradient != 0)
+    largest = jnp.where(is_known, jnp.max(jnp.abs(bias_gradient), initial=0), 1)
+    scaled = bias_gradient / largest  # whose square does not underflow
+    return jnp.where(is_known, kernel_gradient @ scaled / (largest * jnp.where(is_known, scaled @ scaled, 1)), 0)
 
 
 def psnr(recovered: jax.Array, original: jax.Array, peak: float | jax.Array = 1.0) -> jax.Array:

@@ -56,7 +56,7 @@ def calibrated_score(losses: jax.Array, shadow_losses: jax.Array, included: jax.
     |------------------------------------------|-------------------------------------------------------------------|
     | all shadow models saw it, or none did    | 0: nothing is known                                               |
     | a loss of 0, or so large that p is 0     | its logit is held within 80 of 0                                  |
-    | a loss that is not a number              | NaN                                                               |
+    | a loss that is not a number              | NaN; one of a shadow model: NaN for all, whose variance is common |
 
     Args:
       losses: float [examples], of the model under attack; at least 0, such as cross entropies.
@@ -66,10 +66,15 @@ def calibrated_score(losses: jax.Array, shadow_losses: jax.Array, included: jax.
     Returns:
       float32 [examples]; above 0 where membership is likelier.
 
+    Raises:
+      TypeError: `included` is not bool.
+
     >>> shadows, included = jnp.array([[0.1], [0.2], [2.0], [3.0]]), jnp.array([[True], [True], [False], [False]])
     >>> bool(calibrated_score(jnp.array([0.1]), shadows, included)[0] > 0)
     True
     """
+    if included.dtype != bool:
+        raise TypeError(f"included must be bool [models, examples], got {included.dtype}")
     logits, shadows = _logit(losses), _logit(shadow_losses)
     means, squares, counts = [], [], []
     for saw_it in (included, ~included):
@@ -103,7 +108,7 @@ def membership_inference(
     | case                                | result                                                             |
     |-------------------------------------|--------------------------------------------------------------------|
     | all scores equal                    | area 0.5, nobody is found                                          |
-    | members all above others            | area 1, all are found                                              |
+    | members all above others            | area 1, all are found; the area's interval is a point, not a proof |
     | fewer than 1 / rate others          | no false alarm is allowed: the threshold is their highest score    |
 
     Args:
@@ -126,7 +131,8 @@ def membership_inference(
         raise ValueError(f"confidence must be a number above 0 and below 1, got {confidence!r}")
     members, others = _scores("members", members), _scores("others", others)
 
-    threshold = np.sort(others)[::-1][min(int(false_positive_rate * len(others)), len(others) - 1)]
+    allowed = int(false_positive_rate * len(others) * (1 + 1e-12))  # 0.29 * 100 is below 29
+    threshold = np.sort(others)[::-1][min(allowed, len(others) - 1)]
     found, false_alarms = int((members > threshold).sum()), int((others > threshold).sum())
     auc, error = _area(members, others)
     reach = float(stats.norm.ppf((1 + confidence) / 2)) * error

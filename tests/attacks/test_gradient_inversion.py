@@ -219,6 +219,17 @@ def test_the_input_of_a_dense_layer_by_hand():
     np.testing.assert_array_equal(dense_input(jnp.zeros((3, 2)), jnp.zeros(2)), np.zeros(3))
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e18])
+def test_the_input_of_a_dense_layer_from_gradients_of_any_size(scale):
+    found = dense_input(jnp.array([[3.0, -1.0], [6.0, -2.0]]) * scale, jnp.array([3.0, -1.0]) * scale)
+    np.testing.assert_allclose(found, [1, 2], rtol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_the_input_of_a_dense_layer_from_what_is_not_finite_is_not_finite(bad):
+    assert not np.isfinite(dense_input(jnp.ones((2, 2)), jnp.array([bad, 0.0]))).any()
+
+
 def test_the_input_of_the_first_of_several_layers_is_exact():
     first, bias, second = jax.random.normal(jax.random.key(0), (8, 6)), jnp.full(6, 0.1), jnp.arange(-3.0, 3.0)
     x = jnp.arange(8.0) / 8

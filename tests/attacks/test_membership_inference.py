@@ -111,6 +111,16 @@ def test_calibrated_score_of_what_is_unknown_extreme_or_no_number():
     assert unknown == 0 and np.isfinite(extreme) and np.isnan(lost)
 
 
+def test_calibrated_score_refuses_numbers_for_coins():
+    with pytest.raises(TypeError, match="included must be bool"):
+        calibrated_score(jnp.ones(1), jnp.ones((2, 1)), jnp.array([[1], [0]]))
+
+
+def test_as_many_false_alarms_are_allowed_as_the_rate_says():
+    others = np.arange(100.0)
+    assert membership_inference(others, others, false_positive_rate=0.29).false_positive_rate == 0.29
+
+
 def test_areas_rates_and_thresholds_by_hand():
     """16 pairs: 4, 3 win all 4; 2 wins 3 and ties 1; 1 wins 2. At 25 % one false alarm is allowed, above 1.5."""
     report = membership_inference([3.0, 2.0, 1.0, 4.0], [0.0, 2.0, 1.5, -1.0], false_positive_rate=0.25)
