@@ -38,7 +38,8 @@ def audit_guesses(correct: int, guesses: int, canaries: int, delta: float, confi
 
     Args:
       correct: how many guesses were right.
-      guesses: how many were made; how many, and which, may depend on what was released, but not on the coins.
+      guesses: how many were made, a number fixed beforehand (at delta 0 it may depend on what was released); which
+        coins are guessed may depend on what was released, but not on the coins.
       canaries: how many coins were tossed, those that were not guessed included.
       delta: that of the claim, in [0, 1).
       confidence: that the mechanism's epsilon at `delta` is not below the result, from 0.5 to 1 exclusive.
@@ -76,7 +77,7 @@ def audit_scores(scores: jax.Array, included: jax.Array, delta: float, confidenc
 
     Args:
       scores: float [canaries], higher where inclusion is likelier; they may depend on all that was released, and not
-        on the coins. Of several independent runs, those of all runs together.
+        on the coins. Of several independent runs, those of all runs together. Equal ones count as guessed wrong.
       included: bool [canaries], the coins.
       delta: that of the claim, in [0, 1).
       confidence: of the bound, from 0.5 to 1 exclusive.
@@ -94,7 +95,7 @@ def audit_scores(scores: jax.Array, included: jax.Array, delta: float, confidenc
     """
     scores, included = _canaries(scores, included)
     _check_probabilities(delta, confidence)
-    order = np.argsort(scores, kind="stable")
+    order = np.lexsort((~included, scores))  # ties go against the auditor, on either side
     sides = [len(scores) // 2] + [side for side in (len(scores) // part for part in (8, 32, 128)) if side >= 8]
     bounds = []
     for side in sides:
