@@ -58,7 +58,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     for number, side in enumerate(sides):
         values = [1 / own[side] if side in own else 0 for own in ratios.values()]
         places = [group + (number - (len(sides) - 1) / 2) * width for group in range(len(ratios))]
-        bars = axes.bar(places, values, width, label=side)
+        bars = axes.bar(places, values, width, label=side, color=plt.colormaps["tab20"](number))
         axes.bar_label(bars, [f"{value:.1f}" if value else "" for value in values], fontsize=7)
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(
