@@ -63,7 +63,7 @@ def fetch_sgd(
     ==============================  ======================================================================
 
     Args:
-      rows, columns: of the table; 1 to 32 rows, an odd number of them.
+      rows, columns: of the table; 1 to 32 rows, of which an odd number has a middle one.
       fraction: of the numbers to apply in a round, in (0, 1].
       learning_rate: of the server, above 0; may be traced.
       momentum: of the server, at least 0 and usually below 1; may be traced.

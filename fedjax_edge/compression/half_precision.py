@@ -26,7 +26,7 @@ def half_precision(dtype: jax.typing.DTypeLike = jnp.bfloat16) -> Codec:
     =============  =======  ==============  ===============  =========
     dtype          largest  relative error  smallest (normal)  infinity
     =============  =======  ==============  ===============  =========
-    bfloat16       3.39e38  2**-9           2**-126          inf
+    bfloat16       3.39e38  2**-8           2**-126          inf
     float16        65504    2**-11          2**-14           inf
     float8_e4m3fn  448      2**-4           2**-6            NaN
     float8_e5m2    57344    2**-3           2**-14           inf
@@ -55,7 +55,11 @@ def half_precision(dtype: jax.typing.DTypeLike = jnp.bfloat16) -> Codec:
     >>> codec.decode(codec.encode(jnp.array([1.0, 0.3, 1000.0]), None)).tolist()
     [1.0, 0.3125, 448.0]
     """
-    if (name := jnp.dtype(dtype).name) not in _DTYPES:
+    try:
+        name = jnp.dtype(dtype).name
+    except TypeError:
+        name = dtype
+    if name not in _DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {name}")
     top = float(jnp.finfo(dtype).max)
 

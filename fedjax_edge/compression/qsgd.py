@@ -23,6 +23,7 @@ def qsgd(levels: int) -> Codec:
     empty                           empty
     NaN or infinite anywhere        a leaf of NaNs, so that the round can reject it;
                                     likewise a norm that overflows float32
+    narrower than float32           rounded to that dtype: unbiased but for that
     ==============================  ===================================================
 
     Args:

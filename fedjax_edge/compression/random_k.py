@@ -39,6 +39,7 @@ def random_k(fraction: float, unbiased: bool = True) -> Codec:
     empty                           empty
     NaN or infinite anywhere        NaN wherever a number is sent, whichever they are
     `n / k` times it overflows      infinite, so that the round can reject it
+    narrower than float32           rounded to that dtype: unbiased but for that
     ==============================  =================================================
 
     Args:
@@ -48,7 +49,7 @@ def random_k(fraction: float, unbiased: bool = True) -> Codec:
     Raises:
       ValueError: for a fraction out of range.
 
-    Source: Stich et al., "Sparsified SGD with Memory", NeurIPS 2018 (arXiv:1809.07599), Definition 2.1
+    Source: Stich et al., "Sparsified SGD with Memory", NeurIPS 2018 (arXiv:1809.07599), Definitions 2.1 and 2.2
     (not multiplied); Wangni et al., "Gradient Sparsification for Communication-Efficient Distributed Optimization",
     NeurIPS 2018 (arXiv:1710.09854; unbiased).
 

@@ -40,6 +40,8 @@ def stochastic_uniform(bits: int) -> Codec:
     empty                       empty
     NaN or infinite anywhere    not finite, so that the round can reject it; likewise a
                                 range that overflows float32
+    narrower than float32       rounded to that dtype, by up to half a step of it, the
+                                same each time: unbiased but for that
     ==========================  ==========================================================
 
     Rounding lengthens an update on average, and so moves it past a norm it was clipped to: the private mean clips

@@ -36,7 +36,7 @@ def test_numbers_go_to_the_nearest_ties_to_the_even_one():
     }
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8, "bf16", None])
 def test_other_dtypes_are_refused(dtype):
     with pytest.raises(ValueError, match=r"dtype must be one of bfloat16, float16, .* got"):
         half_precision(dtype)
