@@ -14,9 +14,9 @@ def entropy_bits(codes: jax.Array, bits: int | None = None) -> jax.Array:
     """Returns the bits that integer codes take under an ideal entropy coder that is made for them, float32 [].
 
     `sum_c n_c * log2(n / n_c)` over the codes that occur, `n_c` times each: `n` times the empirical entropy (an
-    arithmetic coder takes up to two bits more, which are not counted). And the table that it needs: each code that occurs, in `bits` bits, and its
-    count, in `ceil(log2(n + 1))`. No code depends on those before it. Pure, for any integers, also under `jit`; for
-    what is in a payload see `coded_size`.
+    arithmetic coder takes up to two bits more, which are not counted). And the table that it needs: each code that
+    occurs, in `bits` bits, and its count, in `ceil(log2(n + 1))`. No code depends on those before it. Pure, for any
+    integers, also under `jit`; for what is in a payload see `coded_size`.
 
     ============================  ==================================
     codes                         bits
