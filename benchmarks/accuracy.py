@@ -3,9 +3,9 @@
     python benchmarks/accuracy.py {2nn,cnn,shakespeare} [--seed S] [--rounds N] [--learning-rate R] [--data-dir FOLDER]
 
 2nn, cnn: MNIST on 100 clients of 600 images each, IID, 10 of them a round, batches of 10, 1 and 5 local epochs. McMahan
-et al. 2017 (arXiv:1602.05629), table 2, report 87 rounds to 97 % (2NN) and 20 to 99 % (CNN) with the best of many
-learning rates. shakespeare: the next character of 80, one client a speaking role, 10 roles a round, one local epoch in
-batches of 10; the target is the accuracy after 150 rounds.
+et al. 2017 (arXiv:1602.05629) report 87 rounds to 97 % (2NN, table 1) and 20 to 99 % (CNN, table 2) with the best of
+many learning rates. shakespeare: the next character of 80, one client a speaking role, 10 roles a round, one local
+epoch in batches of 10; the target is the accuracy after 150 rounds.
 
 One line a round; the run ends at the target, that of Shakespeare after its rounds.
 """

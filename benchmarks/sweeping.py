@@ -16,8 +16,6 @@ from environments import PEERS, start
 from measure import Row, as_json, check_losses, loss, reported, warm_rounds
 from workloads import WORKLOADS
 
-import fedjax_edge as fe
-
 ABOUT = "32 learning rates x 50 rounds of W3; seconds of the whole"
 RATES = [float(rate) for rate in np.geomspace(0.01, 0.3, 32)]
 ROUNDS = 50
