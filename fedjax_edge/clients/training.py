@@ -69,6 +69,7 @@ def local_training(
     for name, value in {"batch_size": batch_size, "epochs": epochs, "steps": steps}.items():
         if value is not None:
             checks.integer(name, value)
+    batch_size, epochs, steps = (None if one is None else int(one) for one in (batch_size, epochs, steps))
     if gradient is not None and batch_size is None:
         raise ValueError("a gradient of mini-batches needs a batch_size: a full batch is taken in chunks")
     gradient = gradient or batch_gradient
@@ -155,4 +156,5 @@ def zero_metrics(loss_fn: LossFn, params: PyTree, columns: PyTree, key: jax.Arra
 
 def _ceil_div(count: jax.Array, by: jax.Array | int) -> jax.Array:
     """Returns `count / by` rounded up, of a count that is not negative: `//` compiles a dozen kernels for signs."""
+    count, by = jnp.asarray(count, jnp.int32), jnp.asarray(by, jnp.int32)
     return jax.lax.div(count + (by - 1), by)

@@ -43,6 +43,19 @@ def test_batches_follow_the_documented_order(key, size, batch_size, epochs):
     assert trained.metrics["loss"].count == epochs * size
 
 
+def test_numbers_of_numpy_and_64_bits_change_nothing(key):
+    examples = view(23)
+
+    def trained(number):
+        train = local_training(squared_error, optax.sgd(0.05), batch_size=number(10), epochs=number(2))
+        return jax.jit(train)(jnp.zeros(3, jnp.float32), examples, key).params
+
+    plain = trained(int)
+    np.testing.assert_array_equal(trained(np.int16), plain)
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(trained(int), plain)
+
+
 def seen(size, *, key, batch_size, **amount):
     """How often each of a client's examples is used, counted by a loss that is linear in a one-hot parameter."""
     columns = {"row": np.eye(40, dtype=np.float32)}
