@@ -5,11 +5,16 @@ from pathlib import Path
 import jax
 
 
+def accelerator_bytes() -> int | None:
+    """Returns the bytes of an accelerator that JAX may use, free or not, or None where that is not known."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def available_bytes() -> int | None:
     """Returns the bytes that are free on a device, or None where that is not known; CPU devices share the host's."""
     if jax.default_backend() != "cpu":
-        stats = jax.local_devices()[0].memory_stats() or {}
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
+        limit = accelerator_bytes()
+        return None if limit is None else limit - jax.local_devices()[0].memory_stats().get("bytes_in_use", 0)
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         return None

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 
 from fedjax_edge.core import checks
-from fedjax_edge.core.memory import available_bytes, in_words
+from fedjax_edge.core.memory import accelerator_bytes, in_words
 from fedjax_edge.core.protocols import PyTree
 from fedjax_edge.core.trees import size_in_bits
 
@@ -81,7 +81,7 @@ def choose_plan(
         width = max(1, min(CPU_CHUNK_BYTES // model_bytes, cpu_max_width, per_device)) if is_linear else 1
         reason = f"CPU, {in_words(model_bytes)} of parameters a client"
     else:
-        free = (available_bytes() or ASSUMED_BYTES) // 2
-        width = max(1, min(per_device, free // (COPIES_PER_CLIENT * model_bytes)))
-        reason = f"{jax.default_backend()}, {in_words(free)} for clients of {in_words(model_bytes)}"
+        half = (accelerator_bytes() or ASSUMED_BYTES) // 2  # and not of what is free, which varies from call to call
+        width = max(1, min(per_device, half // (COPIES_PER_CLIENT * model_bytes)))
+        reason = f"{jax.default_backend()}, {in_words(half)} for clients of {in_words(model_bytes)}"
     return Plan(width, devices, reason, memory=COPIES_PER_CLIENT * model_bytes * width * devices)

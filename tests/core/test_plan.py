@@ -11,6 +11,22 @@ def test_on_a_cpu_clients_go_one_at_a_time_but_those_of_a_small_linear_model():
     assert choose_plan([jnp.zeros(10) for _ in range(6)], 100).width == 1
 
 
+def test_on_an_accelerator_as_many_as_fit_whatever_is_in_use(monkeypatch):
+    class Device:
+        in_use = 0
+
+        def memory_stats(self):
+            self.in_use += 10**6
+            return {"bytes_limit": 48_000_000, "bytes_in_use": self.in_use}
+
+    device = Device()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    plans = [choose_plan(jnp.zeros(10**5), 100, devices=1) for _ in range(2)]
+    assert plans[0] == plans[1] and plans[0].width == 24_000_000 // (6 * 400_000)
+    assert choose_plan(jnp.zeros(10), 100, devices=1).width == 100
+
+
 def test_no_more_devices_than_clients():
     assert choose_plan(jnp.zeros(10), 3).devices == 3
     assert choose_plan(jnp.zeros(10), 3).width == 1
