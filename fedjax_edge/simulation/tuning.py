@@ -75,7 +75,7 @@ def tune_plan(
         timed = [Timed(*one) for one in json.loads(path.read_text())]
     else:
         timed = [one for width in widths if (one := _time(width, lowered[width], arguments, repeats)) is not None]
-        if path is not None:
+        if path is not None and len(timed) == len(widths):  # memory that is short now may be free the next time
             _write(path, timed)
     if not timed:
         raise ValueError(f"a round fits into free memory with none of widths={list(widths)}")
