@@ -1,6 +1,7 @@
 """What a sweep found: one history for each configuration and seed, and the questions one asks of them."""
 
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,10 +35,11 @@ class SweepResult(NamedTuple):
 
     def table(self) -> dict[str, np.ndarray]:
         """Returns tidy columns: one row for each configuration, seed and evaluation."""
+        evaluated = {number for trial in self.trials for number in _evaluated(trial.history)}
         rows = [
             {**trial.hyperparameters, "seed": trial.seed, **{name: trial.history[name][i] for name in trial.history}}
             for trial in self.trials
-            for i in _evaluated(trial.history)
+            for i in np.flatnonzero(np.isin(trial.history["round"], list(evaluated)))
         ]
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: np.array([_plain(row.get(name)) for row in rows]) for name in names}
@@ -55,12 +57,12 @@ class SweepResult(NamedTuple):
         return to_frame(self.table())
 
     def summaries(self, metric: str = "test_accuracy") -> list[Summary]:
-        """Returns, for each configuration, the last measured value of a metric over the seeds.
+        """Returns, for each configuration, a metric after the last round over the seeds: NaN for one that diverged.
 
         Raises:
           ValueError: for a metric that no history has.
         """
-        return self._over_seeds(lambda history: _column(history, metric)[-1:])
+        return self._over_seeds(lambda history: _column(history, metric)[-1])
 
     def rounds_to_target(
         self, target: float, metric: str = "test_accuracy", largest_is_best: bool = True
@@ -68,17 +70,22 @@ class SweepResult(NamedTuple):
         """Returns, for each configuration, the first evaluated round at which a metric is as good as `target`.
 
         A trial that never is counts as infinite.
+
+        Raises:
+          ValueError: for a metric that no history has.
         """
 
-        def first(history: History) -> np.ndarray:
-            values = history[metric] if largest_is_best else -history[metric]
-            reached = values >= (target if largest_is_best else -target)
-            return history["round"][reached][:1] if reached.any() else np.array([np.inf])
+        def first(history: History) -> float:
+            values = _column(history, metric)
+            reached = values >= target if largest_is_best else values <= target
+            return history["round"][reached][0] if reached.any() else np.inf
 
         return self._over_seeds(first)
 
     def best(self, metric: str = "test_accuracy", largest_is_best: bool = True) -> Summary:
-        """Returns the configuration with the best mean of a metric's last values; one whose mean is NaN is last.
+        """Returns the configuration with the best mean of a metric after the last round.
+
+        One whose mean is NaN or infinite, since a trial diverged, is the last.
 
         Raises:
           ValueError: for a metric that no history has, or if nothing was finished.
@@ -87,14 +94,14 @@ class SweepResult(NamedTuple):
         if not summaries:
             raise ValueError("no trial was finished, so none is best")
         sign = 1 if largest_is_best else -1
-        return max(summaries, key=lambda summary: -np.inf if np.isnan(summary.mean) else sign * summary.mean)
+        return max(summaries, key=lambda summary: sign * summary.mean if np.isfinite(summary.mean) else -np.inf)
 
-    def _over_seeds(self, number_of) -> list[Summary]:
+    def _over_seeds(self, number_of: Callable[[History], float]) -> list[Summary]:
         configurations: dict[tuple, list[Trial]] = {}
         for trial in self.trials:
             configurations.setdefault(tuple(trial.hyperparameters.items()), []).append(trial)
         return [
-            _summary(trials[0].hyperparameters, [float(number_of(trial.history)[0]) for trial in trials])
+            _summary(trials[0].hyperparameters, [float(number_of(trial.history)) for trial in trials])
             for trials in configurations.values()
         ]
 
@@ -106,17 +113,18 @@ def _summary(hyperparameters: dict[str, Any], values: list[float]) -> Summary:
 
 
 def _column(history: History, metric: str) -> np.ndarray:
-    """Returns the measured values of a column, or one NaN."""
+    """Returns a column, [rounds]."""
     if metric not in history:
         raise ValueError(f"metric must be one of {list(history)}, got {metric!r}")
-    measured = history[metric][~np.isnan(history[metric])]
-    return measured if len(measured) else np.array([np.nan])
+    return history[metric]
 
 
 def _evaluated(history: History) -> np.ndarray:
-    """Returns the rows with a test result; all of them where nothing was evaluated."""
+    """Returns the numbers of the rounds with a test result, and of the last; of all where nothing was evaluated."""
     tests = [history[name] for name in history if name.startswith("test_")]
-    return np.flatnonzero(~np.isnan(tests[0])) if tests else np.arange(history.rounds)
+    measured = ~np.isnan(tests).all(0) if tests else np.ones(history.rounds, bool)
+    measured[-1] = True  # also where all that was measured is NaN
+    return history["round"][measured]
 
 
 def _plain(value: Any) -> Any:

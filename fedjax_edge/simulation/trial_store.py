@@ -6,12 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from fedjax_edge.simulation.history import History
 
 
 def save_trial(directory: Path | None, description: Mapping[str, Any], history: History) -> None:
-    """Writes a file named after the description, whole or not at all; nothing without a directory."""
-    if directory is None:
+    """Writes a file named after the description, whole or not at all; nothing without a directory.
+
+    Of several processes the first one writes.
+    """
+    if directory is None or jax.process_index() > 0:
         return
     directory.mkdir(parents=True, exist_ok=True)
     path = _path(directory, description)
