@@ -1,5 +1,6 @@
 """Checkpoints of a run: everything it needs to go on as if it had never stopped, written whole or not at all."""
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_edge.core import checks
-from fedjax_edge.core.protocols import PyTree, Sampler
+from fedjax_edge.core.protocols import PrivacyClaim, PyTree, Sampler
 from fedjax_edge.simulation.history import History
 
 
@@ -52,7 +53,7 @@ def checkpoints(
       every: rounds between two checkpoints. The last round is always saved.
       keep: how many of the last ones stay.
       resume: go on from the last one, if there is one; without it, a folder that holds any is refused. More rounds than
-        before may be asked for, and nothing else may have changed.
+        before may be asked for, and nothing else may have changed, such as the noise multiplier of the run's claim.
       config: whatever else describes the run, as JSON has it; a checkpoint with another one is refused.
 
     Raises:
@@ -135,6 +136,7 @@ def describe_run(
     hyperparameters: Mapping[str, Any],
     eval_every: int,
     delta: float | None,
+    claim: PrivacyClaim | None,
 ) -> dict[str, Any]:
     """Returns what two runs must have in common for one to go on where the other stopped, as JSON has it."""
     return {
@@ -144,15 +146,22 @@ def describe_run(
         "cohort width": sampler.width,
         "eval_every": eval_every,
         "delta": delta,
-        **{
-            f"hyperparameter {name}": getattr(value, "__qualname__", repr(value))
-            for name, value in hyperparameters.items()
-        },
+        "noise multiplier": None if claim is None else float(claim.noise_multiplier),
+        **{f"hyperparameter {name}": name_of(value) for name, value in hyperparameters.items()},
         **{
             f"state{jax.tree_util.keystr(path)}": f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
             for path, leaf in jax.tree_util.tree_leaves_with_path(state)
         },
     }
+
+
+def name_of(value: Any) -> str:
+    """Returns what stands for a value in a description: of a function its name, of a partial one also its arguments."""
+    if isinstance(value, functools.partial):
+        given = [*map(name_of, value.args), *(f"{name}={name_of(one)}" for name, one in value.keywords.items())]
+        return f"{name_of(value.func)}({', '.join(given)})"
+    said = type(value) if type(value).__repr__ is object.__repr__ else value  # not an address in memory
+    return getattr(said, "__qualname__", repr(said))
 
 
 def _digest(tree: PyTree) -> str:

@@ -1,25 +1,35 @@
 """Rounds of a population on the host: the next cohort's examples are gathered while the present one trains."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fedjax_edge.core.executor import on_all_devices
 from fedjax_edge.core.keys import RunStream, derive
-from fedjax_edge.core.protocols import Cohort, Population, PyTree
+from fedjax_edge.core.protocols import Cohort, PyTree, Sampler
 from fedjax_edge.core.round import RoundState
 from fedjax_edge.data import HostedDataset
 from fedjax_edge.data.hosted import CohortView
-from fedjax_edge.simulation.segment import Advance, Pace, Program, Report, Schedule, Variant, run_segment
+from fedjax_edge.simulation.segment import (
+    Advance,
+    Pace,
+    Program,
+    Report,
+    Schedule,
+    Variant,
+    initial_state,
+    run_segment,
+)
 
 PER_CLIENT = ("clients", "uplink", "received")  # the fields of a `RoundState` with a row for each client
+UNNAMED = ".partial"  # of a state's file, until the first round
 
 
 def start_hosted(
-    init: Callable[[PyTree, jax.Array, Population], PyTree],
     params: PyTree,
     population: HostedDataset,
     columns: PyTree,
@@ -29,17 +39,25 @@ def start_hosted(
 ) -> tuple[RoundState, Advance]:
     """Returns the initial state, and what runs rounds on the view of each cohort.
 
-    The clients' states are NumPy arrays [clients, ...], written in place.
+    The clients' states are NumPy arrays [clients, ...], written in place. Those on disk get their names with the first
+    round: a run that is refused before leaves the files of another as they are.
 
     Raises:
       TypeError: for an algorithm that `core.round.federated` did not assemble.
     """
+    state = initial_state(params, variant, population.view_of_nobody(), program=program)
+    if not isinstance(state, RoundState):
+        raise TypeError(f"a population on the host needs an algorithm made by fe.federated, got a state {type(state)}")
+    kept = _for_all({part: getattr(state, part) for part in PER_CLIENT}, population)
+    state = on_all_devices(state._replace(**dict.fromkeys(kept)), program.plan)._replace(**kept)
+    key, views = variant.key, None
     columns, variant = on_all_devices((columns, variant), program.plan)
-    views = None
 
     def advance(state: RoundState, start: int, stop: int) -> tuple[RoundState, Report]:
         nonlocal views
-        views = views or cohort_views(population, program, variant.key, start, pace.rounds)
+        if views is None:
+            views = cohort_views(population, program, key, start, pace.rounds)
+            _name_files(population.state_dir)
         reports = []
         for number in range(start, stop):
             schedule = pace.schedule(number, number + 1)
@@ -47,51 +65,58 @@ def start_hosted(
             reports.append(jax.tree.map(lambda leaf: leaf[0], report))
         return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(reports))
 
-    state = init(params, variant.key, population.view_of_nobody())
-    if not isinstance(state, RoundState):
-        raise TypeError(f"a population on the host needs an algorithm made by fe.federated, got a state {type(state)}")
-    state = jax.tree.map(jnp.copy, on_all_devices(state, program.plan))
-    return state._replace(**{part: _for_all(getattr(state, part), part, population) for part in PER_CLIENT}), advance
+    return state, advance
 
 
-def _for_all(states: PyTree, part: str, population: HostedDataset) -> PyTree:
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: _kept(leaf[0], part + jax.tree_util.keystr(path), population), states
+def _for_all(states: dict[str, PyTree], population: HostedDataset) -> PyTree:
+    """Returns one client's initial states for all clients; zeros take no memory until they are written."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(states)
+    named = [("".join(c if c.isalnum() else "_" for c in jax.tree_util.keystr(path)), leaf) for path, leaf in leaves]
+    return structure.unflatten(
+        _kept(np.asarray(leaf[0]), f"{i:03}{name}{UNNAMED}", population) for i, (name, leaf) in enumerate(named)
     )
 
 
-def _kept(leaf: jax.Array, name: str, population: HostedDataset) -> np.ndarray:
-    """Returns one client's initial leaf for all clients; zeros take no memory until they are written."""
-    leaf = np.asarray(leaf)
+def _kept(leaf: np.ndarray, name: str, population: HostedDataset) -> np.ndarray:
     shape = (population.num_clients, *leaf.shape)
     if population.state_dir is None or leaf.size == 0:
         kept = np.zeros(shape, leaf.dtype)
     else:
         population.state_dir.mkdir(parents=True, exist_ok=True)
-        path = population.state_dir / f"{''.join(c if c.isalnum() else '_' for c in name)}.npy"
-        kept = np.lib.format.open_memmap(path, mode="w+", dtype=leaf.dtype, shape=shape)
+        kept = np.lib.format.open_memmap(population.state_dir / name, mode="w+", dtype=leaf.dtype, shape=shape)
     if leaf.any():
         kept[:] = leaf
     return kept
+
+
+def _name_files(state_dir: Path | None) -> None:
+    for path in [] if state_dir is None else list(state_dir.glob(f"*{UNNAMED}")):
+        path.replace(path.with_suffix(".npy"))
+
+
+@partial(jax.jit, static_argnames="sampler")
+def _cohort(key: jax.Array, number: jax.Array, *, sampler: Sampler) -> Cohort:
+    return sampler.sample(derive(key, RunStream.COHORT, number), number)
 
 
 def cohort_views(
     population: HostedDataset, program: Program, key: jax.Array, start: int, rounds: int
 ) -> Iterator[CohortView]:
     """Yields each round's view on all devices; while the caller trains on one, a thread gathers the next."""
-    sample = jax.jit(lambda number: program.sampler.sample(derive(key, RunStream.COHORT, number), number))
     most = population.largest_cohort(program.sampler.width)
+
+    def sample(number: int) -> Cohort:
+        return jax.device_get(_cohort(key, np.int32(number), sampler=program.sampler))
 
     def gather(cohort: Cohort, capacity: int) -> CohortView:
         return on_all_devices(population.view(cohort, capacity, most), program.plan)
 
     with ThreadPoolExecutor(1) as thread:
-        ahead = thread.submit(gather, jax.device_get(sample(jnp.int32(start))), 1)
+        ahead = thread.submit(gather, sample(start), 1)
         for number in range(start + 1, rounds + 1):
             view = ahead.result()
             if number < rounds:
-                cohort = jax.device_get(sample(jnp.int32(number)))
-                ahead = thread.submit(gather, cohort, jax.tree.leaves(view.columns)[0].shape[0])
+                ahead = thread.submit(gather, sample(number), jax.tree.leaves(view.columns)[0].shape[0])
             yield view
 
 

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.protocols import FederatedAlgorithm, PyTree, Sampler
 from fedjax_edge.simulation.evaluation import Evaluation
 
 
 class Setup(NamedTuple):
-    """What a configuration may set beside its algorithm; what is `None` is the sweep's own."""
+    """What a configuration may set beside its algorithm; what is `None` is that of the run or sweep."""
 
     algorithm: FederatedAlgorithm
     params: PyTree | Callable[[jax.Array], PyTree] | None = None
@@ -30,26 +31,32 @@ class Recipe(NamedTuple):
     make: FederatedAlgorithm | MakeAlgorithm
     static: tuple[tuple[str, Any], ...] = ()
 
-    def __call__(self, traced: Mapping[str, PyTree]) -> FederatedAlgorithm:
-        """Returns the algorithm of these values, or of these tracers.
+    def __call__(self, traced: Mapping[str, PyTree]) -> Setup:
+        """Returns what is made of these values, or of these tracers.
 
         Raises:
           TypeError: where a traced value is needed as a number; it belongs among the static ones.
         """
         if isinstance(self.make, FederatedAlgorithm):
-            return self.make
+            return Setup(self.make)
         try:
             made = self.make(**dict(self.static), **traced)
         except jax.errors.ConcretizationTypeError as error:
             raise TypeError(
                 f"one of the hyperparameters {sorted(traced)} is needed as a number where it is traced: make it static"
             ) from error
-        return made.algorithm if isinstance(made, Setup) else made
-
-    def concrete(self, hyperparameters: Mapping[str, Any]) -> Setup:
-        """Returns what is made of given values, for what happens outside of tracing: the start, privacy claims."""
-        made = self.make if isinstance(self.make, FederatedAlgorithm) else self.make(**hyperparameters)
         return made if isinstance(made, Setup) else Setup(made)
+
+    def concrete(self, hyperparameters: Mapping[str, Any], default: Setup, key: jax.Array) -> Setup:
+        """Returns what is made of given values, for what happens outside of tracing: the start, privacy claims.
+
+        What it does not set is that of `default`; a function of parameters is given a key of the run's.
+        """
+        made = self.make if isinstance(self.make, FederatedAlgorithm) else self.make(**hyperparameters)
+        own = made if isinstance(made, Setup) else Setup(made)
+        setup = Setup(*(mine if one is None else one for one, mine in zip(own, default, strict=True)))
+        is_function = callable(setup.params) and jax.tree_util.all_leaves([setup.params])  # and no module of arrays
+        return setup._replace(params=setup.params(derive(key, RunStream.INIT))) if is_function else setup
 
 
 def split_hyperparameters(

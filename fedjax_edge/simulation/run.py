@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.hosted import start_hosted
 from fedjax_edge.simulation.interrupt import deferred_interrupt
-from fedjax_edge.simulation.recipe import MakeAlgorithm, split_hyperparameters
+from fedjax_edge.simulation.recipe import MakeAlgorithm, Setup, split_hyperparameters
 from fedjax_edge.simulation.report import claim_of, epsilons_of, to_history
 from fedjax_edge.simulation.segment import Pace, Program, Variant, next_length, start_resident
 
@@ -36,7 +36,7 @@ class RunResult(NamedTuple):
 
 def run(
     algorithm: FederatedAlgorithm | MakeAlgorithm,
-    params: PyTree,
+    params: PyTree | Callable[[jax.Array], PyTree],
     population: Population | HostedDataset,
     *,
     sampler: Sampler,
@@ -70,8 +70,9 @@ def run(
     ==================================  ===============================================================================
 
     Args:
-      algorithm: such as `algorithms.fedavg(...)`; or, with `hyperparameters`, a function of these that returns one.
-      params: where to start; a pytree of floats.
+      algorithm: such as `algorithms.fedavg(...)`; or, with `hyperparameters`, a function of these that returns one, or
+        a `Setup` of one, and parameters, a sampler or an evaluation in the place of those below.
+      params: where to start; a pytree of floats, or a function such as `model.init`, which is given a key of the run's.
       population: the clients' data, a `FederatedDataset`; or `data.on_host(...)` of one that is too large for that.
       sampler: who takes part in a round, such as `data.poisson(...)`.
       rounds: how many.
@@ -93,35 +94,36 @@ def run(
     """
     checks.integer("rounds", rounds)
     checks.integer("eval_every", eval_every)
+    hyperparameters, pace = dict(hyperparameters or {}), Pace(int(rounds), int(eval_every))
+    recipe, traced = split_hyperparameters(algorithm, hyperparameters)
+    default = Setup(None, params, sampler, evaluation)
+    setup = recipe.concrete(hyperparameters, default, key)
+    algorithm, params, sampler, evaluation = setup
     if sampler.num_clients != population.num_clients:
         raise ValueError(f"the sampler draws from {sampler.num_clients} clients; there are {population.num_clients}")
-    hyperparameters = dict(hyperparameters or {})
-    recipe, traced = split_hyperparameters(algorithm, hyperparameters)
-    algorithm = recipe.concrete(hyperparameters).algorithm
-    claim_of(algorithm, sampler, rounds, delta)  # what cannot be claimed is refused before training
+    claim = claim_of(algorithm, sampler, pace.rounds, delta)  # what cannot be claimed is refused before training
 
-    plan = plan or choose_plan(params, sampler.width)
-    program = Program(recipe, sampler, Plan(plan.width, plan.devices), evaluation.loss_fn, evaluation.batch_size)
+    program = Program.of(recipe, setup, default, plan or choose_plan(params, sampler.width))
     start = start_hosted if isinstance(population, HostedDataset) else start_resident
-    pace, variant = Pace(rounds, eval_every), Variant(key, traced)
-    state, advance = start(algorithm.init, params, population, evaluation.columns, variant, program, pace)
+    state, advance = start(params, population, evaluation.columns, Variant(key, traced), program, pace)
     histories, done, length = [], 0, 1
-    description = describe_run(params, state, key, sampler, hyperparameters, eval_every, delta)
+    description = describe_run(params, state, key, sampler, hyperparameters, pace.eval_every, delta, claim)
     with opened(checkpoints, description) as store, deferred_interrupt() as interrupted:
         if (saved := store.latest(state)) is not None:
             state, histories, done = saved.state, [saved.history], saved.history.rounds
-        with tqdm(total=rounds, initial=done, unit="round", disable=not progress or jax.process_index() > 0) as bar:
-            while done < rounds and (length := agreed(0 if interrupted() else length)):
+        hidden = not progress or jax.process_index() > 0
+        with tqdm(total=pace.rounds, initial=done, unit="round", disable=hidden) as bar:
+            while done < pace.rounds and length:
                 started = time.perf_counter()
-                stop = min(done + length, rounds, store.next_due(done))
+                stop = min(done + length, pace.rounds, store.next_due(done))
                 state, reports = advance(state, done, stop)
                 seconds = (time.perf_counter() - started) / (stop - done)
 
                 numbers = np.arange(done, stop) + 1
                 epsilons = epsilons_of(algorithm, sampler, numbers, pace, delta)
                 histories.append(to_history(numbers, reports, epsilons, seconds, accounted_only))
-                done, length = stop, next_length(seconds)
-                if done in (rounds, store.next_due(done - 1)) or interrupted():
+                done, length = stop, agreed(0 if interrupted() else next_length(seconds))
+                if not length or done in (pace.rounds, store.next_due(done - 1)):
                     store.save(state, History.joined(histories))
                 bar.update(stop - bar.n)
                 bar.set_postfix(_shown(histories))
@@ -131,7 +133,7 @@ def run(
         state=state,
         history=History.joined(histories),
         claim=claim_of(algorithm, sampler, done, delta),
-        interrupted=done < rounds,
+        interrupted=done < pace.rounds,
     )
 
 

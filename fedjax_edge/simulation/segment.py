@@ -13,7 +13,7 @@ from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.plan import Plan
 from fedjax_edge.core.protocols import LossFn, Mean, Population, PyTree, RoundRecord, Sampler
 from fedjax_edge.simulation.evaluation import measure
-from fedjax_edge.simulation.recipe import Recipe
+from fedjax_edge.simulation.recipe import Recipe, Setup
 
 LONGEST_SEGMENT = 64  # rounds whose reports one call can hold
 SECONDS_PER_SEGMENT = 0.5  # between two looks at the progress bar and at Ctrl-C
@@ -59,8 +59,15 @@ class Program(NamedTuple):
     recipe: Recipe
     sampler: Sampler
     plan: Plan
-    loss_fn: LossFn | None
+    loss_fn: LossFn | None  # of the evaluation, unless the recipe makes its own
     eval_batch_size: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, setup: Setup, default: Setup, plan: Plan) -> "Program":
+        """Returns the program of a setup that `recipe` made, its gaps filled by `default`."""
+        evaluation = setup.evaluation
+        loss_fn = evaluation.loss_fn if evaluation is default.evaluation else None
+        return cls(recipe, setup.sampler, Plan(plan.width, plan.devices), loss_fn, evaluation.batch_size)
 
 
 Advance = Callable[[PyTree, int, int], tuple[PyTree, Report]]
@@ -71,7 +78,9 @@ def run_rounds(
     state: PyTree, schedule: Schedule, population: Population, columns: PyTree, variant: Variant, program: Program
 ) -> tuple[PyTree, Report]:
     """Runs the rounds of a segment and returns the state and their reports, [LONGEST_SEGMENT]."""
-    algorithm = program.recipe(variant.hyperparameters)
+    setup = program.recipe(variant.hyperparameters)
+    algorithm = setup.algorithm
+    loss_fn = program.loss_fn if setup.evaluation is None else setup.evaluation.loss_fn
 
     @partial(jax.jit, inline=True)  # so that it is traced once
     def one_round(number: jax.Array, state: PyTree) -> tuple[PyTree, Report]:
@@ -79,7 +88,7 @@ def run_rounds(
         state, record = algorithm.round(state, cohort, population, program.plan)
 
         def evaluate() -> dict[str, Mean]:
-            return measure(algorithm.params(state), columns, program.loss_fn, program.eval_batch_size, program.plan)
+            return measure(algorithm.params(state), columns, loss_fn, program.eval_batch_size, program.plan)
 
         def skip() -> dict[str, Mean]:
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(evaluate))
@@ -105,8 +114,14 @@ def run_segment(
     return run_rounds(state, schedule, population, columns, variant, program)
 
 
+@partial(jax.jit, static_argnames="program")
+def initial_state(params: PyTree, variant: Variant, population: Population, *, program: Program) -> PyTree:
+    """Returns the state before the first round, of arrays of its own, since they will be donated."""
+    algorithm = program.recipe(variant.hyperparameters).algorithm
+    return jax.tree.map(jnp.copy, algorithm.init(params, variant.key, population))
+
+
 def start_resident(
-    init: Callable[[PyTree, jax.Array, Population], PyTree],
     params: PyTree,
     population: Population,
     columns: PyTree,
@@ -115,12 +130,7 @@ def start_resident(
     pace: Pace,
 ) -> tuple[PyTree, Advance]:
     """Returns the initial state, and what runs rounds with all clients' data on every device."""
-
-    @jax.jit
-    def start(params: PyTree, key: jax.Array) -> PyTree:
-        return jax.tree.map(jnp.copy, init(params, key, population))  # copies, since they will be donated
-
-    state = start(params, variant.key)
+    state = initial_state(params, variant, population, program=program)
     state, population, columns, variant = on_all_devices((state, population, columns, variant), program.plan)
 
     def advance(state: PyTree, start: int, stop: int) -> tuple[PyTree, Report]:

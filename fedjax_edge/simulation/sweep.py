@@ -1,8 +1,9 @@
 """`sweep`: one run for each configuration and seed, mapped over like clients, compiled once for all that can share."""
 
 import itertools
+import json
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +16,11 @@ from tqdm import tqdm
 from fedjax_edge.core import checks
 from fedjax_edge.core.executor import map_clients, on_all_devices
 from fedjax_edge.core.hosts import agreed
-from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.plan import Plan, choose_plan
-from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PyTree, Sampler
+from fedjax_edge.core.protocols import Population, PrivacyClaim, PyTree, Sampler
 from fedjax_edge.core.round import RoundState
 from fedjax_edge.data import HostedDataset
-from fedjax_edge.simulation.checkpoint import describe_run
+from fedjax_edge.simulation.checkpoint import describe_run, name_of
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.interrupt import deferred_interrupt
@@ -32,6 +32,7 @@ from fedjax_edge.simulation.segment import (
     Report,
     Schedule,
     Variant,
+    initial_state,
     next_length,
     run_rounds,
 )
@@ -39,6 +40,7 @@ from fedjax_edge.simulation.sweep_result import SweepResult, Trial
 from fedjax_edge.simulation.trial_store import find_trial, save_trial
 
 CPU_TRIALS = 16  # vmapped at most, of a linear model
+COLUMNS = ("seed", "round", "bits_up", "bits_down", "clients", "rejected", "seconds", "epsilon")  # of every table
 
 
 class _Job(NamedTuple):
@@ -46,17 +48,16 @@ class _Job(NamedTuple):
 
     hyperparameters: dict[str, Any]
     seed: int
-    algorithm: FederatedAlgorithm
-    params: PyTree
-    evaluation: Evaluation
+    setup: Setup
     program: Program
     variant: Variant
+    claim: PrivacyClaim | None
 
 
 def sweep(
     make_algorithm: MakeAlgorithm,
     grid: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]],
-    params: PyTree,
+    params: PyTree | Callable[[jax.Array], PyTree],
     population: Population,
     *,
     sampler: Sampler,
@@ -65,9 +66,11 @@ def sweep(
     evaluation: Evaluation = NO_EVALUATION,
     eval_every: int = 1,
     delta: float | None = None,
+    accounted_only: bool = False,
     static: Collection[str] = (),
     plan: Plan | None = None,
     directory: str | Path | None = None,
+    config: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> SweepResult:
     """Runs every configuration of a grid with every seed, and returns their histories.
@@ -83,17 +86,19 @@ def sweep(
       grid: the values of each hyperparameter, of which all combinations are run; or a list of configurations.
       params: where to start; or a function such as `model.init`, which is given a key of the trial's seed.
       population: the clients' data.
-      sampler, rounds, evaluation, eval_every, delta: as in `run`.
+      sampler, rounds, evaluation, eval_every, delta, accounted_only: as in `run`.
       seeds: one trial each, whose key is `jax.random.key(seed)`.
       static: names of hyperparameters that are floats and cannot be traced, such as a dropout rate.
       plan: how many trials are vmapped, and on how many devices; chosen by default. The clients of a trial then have
         one device.
       directory: a folder for finished trials. Those found there (of the same function's name, hyperparameters, seed,
-        start, sampling and rounds) are not run again, so that an interrupted sweep resumes.
+        start, sampling, rounds and `config`) are not run again, so that an interrupted sweep resumes.
+      config: whatever else describes the trials, as JSON has it.
       progress: whether to show a progress bar.
 
     Raises:
-      ValueError: for an empty grid, a configuration that comes twice, or numbers out of range.
+      ValueError: for an empty grid, a configuration that comes twice, a hyperparameter named as a column of the table,
+        numbers out of range, or, with `directory`, two trials that are described alike.
       TypeError: for a hyperparameter that is neither a float nor hashable, or that cannot be traced; or for a
         population that stays on the host.
       PrivacyError: if `delta` asks for a guarantee that cannot be given.
@@ -113,86 +118,127 @@ def sweep(
     checks.integer("eval_every", eval_every)
     if isinstance(population, HostedDataset):
         raise TypeError("a sweep needs its population on the devices; run one that stays on the host with fe.run")
-    pace, default = Pace(rounds, eval_every), Setup(None, params, sampler, evaluation)
+    pace, default = Pace(int(rounds), int(eval_every)), Setup(None, params, sampler, evaluation)
     jobs = [
-        _job(make_algorithm, hyperparameters, seed, default, static)
+        _job(make_algorithm, hyperparameters, seed, default, static, population.num_clients, pace, delta)
         for hyperparameters in _configurations(grid, seeds)
         for seed in seeds
     ]
-    for job in jobs:
-        if job.program.sampler.num_clients != population.num_clients:
-            drawn = job.program.sampler.num_clients
-            raise ValueError(f"a sampler draws from {drawn} clients; there are {population.num_clients}")
-        claim_of(job.algorithm, job.program.sampler, rounds, delta)  # what cannot be claimed is refused before training
-
     directory = None if directory is None else Path(directory)
-    descriptions = [_describe(job, make_algorithm, population, pace, delta) for job in jobs]
+    common = {
+        "function": name_of(make_algorithm),
+        "clients": population.num_clients,
+        "rounds": pace.rounds,
+        "accounted only": accounted_only,
+        **{f"config {name}": value for name, value in (config or {}).items()},
+    }
+    descriptions = [common | _describe(job, pace, delta) for job in jobs]
+    if directory is not None:
+        _check_distinct(descriptions, jobs)
     found = {i: history for i, one in enumerate(descriptions) if (history := find_trial(directory, one)) is not None}
     hidden = not progress or jax.process_index() > 0
     with deferred_interrupt() as interrupted, tqdm(total=len(jobs) * rounds, unit="round", disable=hidden) as bar:
         bar.update(len(found) * rounds)
-        for group in _groups([i for i in range(len(jobs)) if i not in found], jobs):
-            over_trials = plan or _plan_over_trials(jobs[group[0]], len(group))
-            batches = _batches(group, over_trials)
-            one_seed = all(len({jobs[i].seed for i in batch}) == 1 for batch in batches)
-            for batch in batches:
-                together = [jobs[i] for i in batch]
-                histories = _run_together(together, population, pace, over_trials, one_seed, delta, bar, interrupted)
-                if histories is None:
-                    break
-                for i, history in zip(batch, histories, strict=True):
-                    save_trial(directory, descriptions[i], history)
-                    found[i] = history
+
+        def report(job: _Job, numbers: np.ndarray, reports: Report, seconds: float) -> History:
+            bar.update(len(numbers))
+            epsilons = epsilons_of(job.setup.algorithm, job.setup.sampler, numbers, pace, delta)
+            return to_history(numbers, reports, epsilons, seconds, accounted_only)
+
+        for batch, over_trials, one_seed in _batches([i for i in range(len(jobs)) if i not in found], jobs, plan):
+            together = [jobs[i] for i in batch]
+            histories = _run_together(together, population, pace, over_trials, one_seed, report, interrupted)
+            if histories is None:
+                break
+            for i, history in zip(batch, histories, strict=True):
+                save_trial(directory, descriptions[i], history)
+                found[i] = history
     trials = tuple(Trial(jobs[i].hyperparameters, jobs[i].seed, found[i]) for i in sorted(found))
     return SweepResult(trials, interrupted=len(found) < len(jobs))
 
 
 def _configurations(grid: Mapping | Sequence, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    configurations = (
-        [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-        if isinstance(grid, Mapping)
-        else [dict(configuration) for configuration in grid]
-    )
+    configurations = [
+        {name: _plain(value) for name, value in configuration.items()}
+        for configuration in (
+            (dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values()))
+            if isinstance(grid, Mapping)
+            else grid
+        )
+    ]
     if not configurations or not len(seeds):
         raise ValueError(f"a sweep needs configurations and seeds, got {grid!r} and {seeds!r}")
     if any(one in configurations[:i] for i, one in enumerate(configurations)):
         raise ValueError(f"a configuration comes twice in {grid!r}")
+    for name in set().union(*configurations) & set(COLUMNS):
+        raise ValueError(f"a hyperparameter must not be named as one of the table's columns {COLUMNS}, got {name!r}")
     for seed in seeds:
-        checks.integer("seed", seed, at_least=0)
+        checks.integer("seed", seed, at_least=0, at_most=2**32 - 1)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"a seed comes twice in {seeds!r}")
     return configurations
 
 
+def _plain(value: Any) -> Any:
+    """Returns a number of NumPy or JAX as one of Python, which can be hashed, compared and described."""
+    is_number = isinstance(value, np.generic | np.ndarray | jax.Array) and jnp.issubdtype(value.dtype, jnp.number)
+    return value.item() if is_number and value.ndim == 0 else value
+
+
 def _job(
-    make: MakeAlgorithm, hyperparameters: dict[str, Any], seed: int, default: Setup, static: Collection[str]
+    make: MakeAlgorithm,
+    hyperparameters: dict[str, Any],
+    seed: int,
+    default: Setup,
+    static: Collection[str],
+    num_clients: int,
+    pace: Pace,
+    delta: float | None,
 ) -> _Job:
     recipe, traced = split_hyperparameters(make, hyperparameters, static)
-    given = recipe.concrete(hyperparameters)
-    setup = Setup(*(mine if own is None else own for own, mine in zip(given, default, strict=True)))
     key = jax.random.key(seed)
-    params = setup.params(derive(key, RunStream.INIT)) if callable(setup.params) else setup.params
-    clients_plan = choose_plan(params, setup.sampler.width, devices=1)
-    program = Program(recipe, setup.sampler, clients_plan, setup.evaluation.loss_fn, setup.evaluation.batch_size)
-    return _Job(hyperparameters, seed, setup.algorithm, params, setup.evaluation, program, Variant(key, traced))
+    setup = recipe.concrete(hyperparameters, default, key)
+    if setup.sampler.num_clients != num_clients:
+        raise ValueError(f"a sampler draws from {setup.sampler.num_clients} clients; there are {num_clients}")
+    claim = claim_of(setup.algorithm, setup.sampler, pace.rounds, delta)  # refused before training, if it is
+    program = Program.of(recipe, setup, default, choose_plan(setup.params, setup.sampler.width, devices=1))
+    return _Job(hyperparameters, seed, setup, program, Variant(key, traced), claim)
 
 
-def _describe(
-    job: _Job, make: MakeAlgorithm, population: Population, pace: Pace, delta: float | None
-) -> dict[str, Any]:
-    """Returns what a finished trial must have in common with one for it not to be run again."""
-    run = describe_run(
-        job.params, (), job.variant.key, job.program.sampler, job.hyperparameters, pace.eval_every, delta
-    )
-    return {"function": make.__qualname__, "clients": population.num_clients, "rounds": pace.rounds, **run}
+def _describe(job: _Job, pace: Pace, delta: float | None) -> dict[str, Any]:
+    """Returns what a finished trial must have in common with one for it not to be run again, but for `common`."""
+    _, params, sampler, _ = job.setup
+    return describe_run(params, (), job.variant.key, sampler, job.hyperparameters, pace.eval_every, delta, job.claim)
+
+
+def _check_distinct(descriptions: list[dict[str, Any]], jobs: list[_Job]) -> None:
+    """Raises ValueError if two trials are described alike: one would be taken for the other."""
+    seen: dict[str, int] = {}
+    for i, description in enumerate(descriptions):
+        first = seen.setdefault(json.dumps(description, sort_keys=True), i)
+        if first != i:
+            raise ValueError(
+                f"hyperparameters {jobs[first].hyperparameters} and {jobs[i].hyperparameters} are described alike, so "
+                "that directory cannot tell their trials apart: give functions names of their own"
+            )
+
+
+def _batches(indices: list[int], jobs: list[_Job], plan: Plan | None) -> Iterator[tuple[list[int], Plan, bool]]:
+    """Yields the jobs that run side by side, with their plan, and whether all batches like them have one seed each."""
+    for group in _groups(indices, jobs):
+        over_trials = plan or _plan_over_trials(jobs[group[0]], len(group))
+        at_once = over_trials.width * over_trials.devices
+        batches = [group[i : i + at_once] for i in range(0, len(group), at_once)]
+        one_seed = all(len({jobs[i].seed for i in batch}) == 1 for batch in batches)
+        yield from ((batch, over_trials, one_seed) for batch in batches)
 
 
 def _groups(indices: list[int], jobs: list[_Job]) -> list[list[int]]:
-    """Returns the jobs that share what is compiled, by seed: the first one's evaluation serves them all."""
+    """Returns the jobs that share what is compiled and what is evaluated on, by seed."""
     groups: dict[Any, list[int]] = {}
     for i in sorted(indices, key=lambda i: jobs[i].seed):
-        program, traced = jobs[i].program, tuple(jobs[i].variant.hyperparameters)
-        groups.setdefault((program.recipe, traced, program.sampler, program.eval_batch_size), []).append(i)
+        columns = tuple(id(leaf) for leaf in jax.tree.leaves(jobs[i].setup.evaluation.columns))
+        groups.setdefault((jobs[i].program, tuple(jobs[i].variant.hyperparameters), columns), []).append(i)
     return list(groups.values())
 
 
@@ -203,14 +249,11 @@ def _plan_over_trials(job: _Job, count: int) -> Plan:
     accelerator each holds a model for all clients that are vmapped, and as many trials as fit are.
     """
     if jax.default_backend() == "cpu":
-        return choose_plan(job.params, count, cpu_max_width=CPU_TRIALS)
+        return choose_plan(job.setup.params, count, cpu_max_width=CPU_TRIALS)
     width = job.program.plan.width
-    return choose_plan(jax.tree.map(lambda p: jax.ShapeDtypeStruct((width, *p.shape), p.dtype), job.params), count)
-
-
-def _batches(group: list[int], plan: Plan) -> list[list[int]]:
-    at_once = plan.width * plan.devices
-    return [group[i : i + at_once] for i in range(0, len(group), at_once)]
+    return choose_plan(
+        jax.tree.map(lambda p: jax.ShapeDtypeStruct((width, *p.shape), p.dtype), job.setup.params), count
+    )
 
 
 def _run_together(
@@ -219,22 +262,17 @@ def _run_together(
     pace: Pace,
     plan: Plan,
     one_seed: bool,
-    delta: float | None,
-    bar: tqdm,
+    report: Callable[[_Job, np.ndarray, Report, float], History],
     interrupted: Callable[[], bool],
 ) -> list[History] | None:
     """Returns the histories of trials that run side by side, or None if Ctrl-C came."""
     first = jobs[0]
     padded = jobs + [first] * (plan.width * plan.devices - len(jobs))
     variants = _packed([job.variant for job in padded], plan)
-    params = _packed([job.params for job in padded], plan)
-
-    def init(params: PyTree, variant: Variant) -> PyTree:
-        return first.program.recipe(variant.hyperparameters).init(params, variant.key, population)
-
-    states = jax.jit(jax.vmap(jax.vmap(init)))(params, variants)
+    params = _packed([job.setup.params for job in padded], plan)
+    states = initial_states(params, variants, population, program=first.program)
     population, columns, variants, states = on_all_devices(
-        (population, first.evaluation.columns, variants, states), plan
+        (population, first.setup.evaluation.columns, variants, states), plan
     )
     active = np.arange(plan.devices) * plan.width < len(jobs)
     vmapped_on_cpu = plan.width > 1 and jax.default_backend() == "cpu"  # then the clients of each go one by one
@@ -251,10 +289,8 @@ def _run_together(
         seconds = (time.perf_counter() - started) / (stop - done)
         numbers = np.arange(done, stop) + 1
         for i, job in enumerate(jobs):
-            epsilons = epsilons_of(job.algorithm, job.program.sampler, numbers, pace, delta)
-            report = jax.tree.map(lambda leaf, i=i: leaf[i], reports)
-            histories[i].append(to_history(numbers, report, epsilons, seconds / len(jobs)))
-        bar.update(len(jobs) * (stop - done))
+            own = jax.tree.map(lambda leaf, i=i: leaf[i], reports)
+            histories[i].append(report(job, numbers, own, seconds / len(jobs)))
         done, length = stop, next_length(seconds)
     return [History.joined(parts) for parts in histories] if done == pace.rounds else None
 
@@ -262,6 +298,16 @@ def _run_together(
 def _packed(trees: list[PyTree], plan: Plan) -> PyTree:
     """Returns trees stacked to leaves [devices, width, ...]."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(plan.devices, plan.width, *leaves[0].shape), *trees)
+
+
+@partial(jax.jit, static_argnames="program")
+def initial_states(params: PyTree, variants: Variant, population: Population, *, program: Program) -> PyTree:
+    """`initial_state` for packs of trials, leaves [devices, width, ...]."""
+
+    def one(params: PyTree, variant: Variant) -> PyTree:
+        return initial_state(params, variant, population, program=program)
+
+    return jax.vmap(jax.vmap(one))(params, variants)
 
 
 @partial(jax.jit, static_argnames=("program", "plan", "one_seed"), donate_argnums=0)

@@ -46,14 +46,18 @@ def linear():
 
 @pytest.fixture
 def compilations(caplog):
-    """`with compilations("name") as messages`: one message for each time XLA compiles the function of that name."""
+    """`with compilations("name") as messages`: one message for each time XLA compiles the function of that name.
+
+    Without a name, for each time it compiles anything.
+    """
 
     @contextmanager
-    def counted(name):
+    def counted(name=None):
         messages = []
         caplog.clear()
         with jax.log_compiles(), caplog.at_level(logging.WARNING):
             yield messages
-        messages += [m for m in caplog.messages if f"Finished XLA compilation of jit({name})" in m]
+        about = "" if name is None else f" of jit({name})"
+        messages += [m for m in caplog.messages if f"Finished XLA compilation{about}" in m]
 
     return counted

@@ -1,5 +1,6 @@
 """Checkpoints, with processes that are really killed."""
 
+import functools
 import random
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 import fedjax_edge as fe
+from fedjax_edge.simulation.checkpoint import name_of
 
 TWO_DEVICES = fe.make_plan(width=1, devices=2)
 
@@ -47,7 +49,7 @@ def assert_same(result, expected):
 
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(linear, tmp_path):
     expected = run(linear, 9, eval_every=2)
-    run(linear, 4, fe.checkpoints(tmp_path, every=2), eval_every=2)
+    run(linear, np.int64(4), fe.checkpoints(tmp_path, every=2), eval_every=np.int64(2))
     assert_same(run(linear, 9, fe.checkpoints(tmp_path, every=2, resume=True), eval_every=2), expected)
 
 
@@ -80,6 +82,9 @@ def test_privacy_spent_resumes_with_the_rounds(linear, tmp_path):
     resumed = run(linear, 6, fe.checkpoints(tmp_path, resume=True), algorithm, delta=1e-3)
     assert_same(resumed, run(linear, 6, algorithm=algorithm, delta=1e-3))
     assert resumed.claim.rounds == 6
+    noisier = linear.fedavg(aggregator=fe.privacy.gaussian_mean(1.0, 3.0, denominator=5.0))
+    with pytest.raises(ValueError, match=r"of another run: noise multiplier was 2\.0, is 3\.0$"):
+        run(linear, 9, fe.checkpoints(tmp_path, resume=True), noisier, delta=1e-3)
 
 
 def test_only_the_last_ones_are_kept(linear, tmp_path):
@@ -107,6 +112,17 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(linear,
         hyperparameters={"learning_rate": 0.1},
     )
     assert run(linear, 2, fe.checkpoints(tmp_path, resume=True, config={"skew": 0.3})).history.rounds == 2
+
+
+def test_functions_are_described_by_their_names():
+    class Maker:
+        def __call__(self):
+            pass
+
+    assert name_of(fe.sweep) == "sweep"
+    assert name_of(functools.partial(fe.checkpoints, "x", every=2)) == "checkpoints('x', every=2)"
+    assert name_of(Maker()) == Maker.__qualname__
+    assert name_of(0.5) == "0.5"
 
 
 @pytest.mark.parametrize("bad", [{"every": 0}, {"keep": 0}, {"every": 1.5}])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import fedjax_edge as fe
-from fedjax_edge.simulation.hosted import PER_CLIENT, cohort_views
+from fedjax_edge.simulation.hosted import PER_CLIENT, _for_all, cohort_views
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -44,6 +44,29 @@ def test_a_population_on_the_host_gives_the_same_to_the_bit(linear, sampler, sta
         )
 
 
+def test_the_states_of_another_run_stay_what_they_are(linear, tmp_path):
+    population, saved = fe.data.on_host(linear.population, tmp_path / "states"), fe.checkpoints(tmp_path / "saved")
+    first = run(linear, linear.scaffold(), population, rounds=2, checkpoints=saved)
+    controls = np.array(first.state.clients["w"])
+    assert controls.any()
+
+    def files():
+        return {path: path.read_bytes() for path in (tmp_path / "states").glob("*.npy")}
+
+    before = files()
+    with pytest.raises(ValueError, match="holds a checkpoint"):
+        run(linear, linear.scaffold(), population, rounds=2, checkpoints=saved)
+    assert files() == before
+    run(linear, linear.scaffold(), population, rounds=1)
+    assert files() != before
+    np.testing.assert_array_equal(first.state.clients["w"], controls)
+
+
+def test_leaves_of_like_names_have_files_of_their_own(linear, tmp_path):
+    kept = _for_all({"a b": np.zeros((1, 2)), "a_b": np.ones((1, 2))}, fe.data.on_host(linear.population, tmp_path))
+    assert not kept["a b"].any() and kept["a_b"].all()
+
+
 def test_columns_may_be_memory_mapped(linear, tmp_path):
     for name, column in linear.population.columns.items():
         np.save(tmp_path / f"{name}.npy", column)
@@ -61,6 +84,16 @@ def test_fixed_cohorts_of_equal_clients_compile_once(linear, compilations):
     with compilations("run_segment") as messages:
         run(linear, linear.fedavg(), equal, sampler=fe.data.uniform(10, 3), rounds=9)
     assert len(messages) == 1
+
+
+def test_a_second_run_compiles_nothing(linear, compilations):
+    client = {"x": np.ones((4, 3), np.float32), "y": np.ones(4, np.float32)}
+    equal = fe.data.on_host(fe.data.from_client_arrays([client] * 10))
+    algorithm, sampler = linear.scaffold(), fe.data.uniform(10, 3)
+    run(linear, algorithm, equal, sampler=sampler, rounds=2)
+    with compilations() as messages:
+        run(linear, algorithm, equal, sampler=sampler, rounds=3)
+    assert not messages
 
 
 def test_only_the_cohorts_examples_travel():

@@ -34,7 +34,8 @@ for rounds, resume in ((3, False), (6, True)):
 found = dict(w=result.params["w"], memory=result.state.uplink["w"], loss=result.history["test_loss"])
 if int(processes) < 4:
     hosted = fe.run(make(0.05), params, fe.data.on_host(data), rounds=6, key=jax.random.key(7), **common)
-    sweep = fe.sweep(make, {"learning_rate": [0.01, 0.05, 0.1]}, params, data, rounds=6, seeds=[7], **common)
+    sweep = fe.sweep(make, {"learning_rate": [0.01, 0.05, 0.1]}, params, data, rounds=6, seeds=[7],
+                     directory=checkpoints + "-trials", **common)
     found |= dict(hosted=hosted.params["w"], sweep=[trial.history["test_loss"] for trial in sweep.trials])
 np.savez(out, **{name: np.asarray(value) for name, value in found.items()})
 """

@@ -79,6 +79,33 @@ def test_what_cannot_be_is_refused(linear, run):
         )
 
 
+def test_a_setup_may_bring_its_own_parameters_sampler_and_evaluation(linear, run):
+    def loss(target, params, batch, key):
+        return (batch["x"] @ params["w"] - target) ** 2
+
+    def init(key):
+        return {"w": jax.random.normal(key, (3,))}
+
+    everyone, key, columns = fe.data.everyone(10), jax.random.key(4), linear.population.columns
+
+    def make(target):
+        own = functools.partial(loss, target)
+        algorithm = fe.algorithms.fedavg(own, optax.sgd(0.05), batch_size=4, epochs=1)
+        return fe.Setup(algorithm, init, everyone, fe.evaluation(own, columns))
+
+    brought = run(make, hyperparameters={"target": 2.0}, key=key)
+    made = make(2.0)
+    given = run(
+        made.algorithm, sampler=everyone, evaluation=made.evaluation, key=key,
+        params=init(fe.core.derive(key, fe.core.RunStream.INIT)),
+    )  # fmt: skip
+    chex.assert_trees_all_close(brought.params, given.params, rtol=1e-5)
+    np.testing.assert_allclose(brought.history["test_loss"], given.history["test_loss"], rtol=1e-5)
+    np.testing.assert_array_equal(brought.history["clients"], 10)
+    with pytest.raises(ValueError, match="the sampler draws from 9 clients; there are 10"):
+        run(lambda: fe.Setup(linear.fedavg(), sampler=fe.data.everyone(9)))
+
+
 def test_a_float_that_must_be_a_number_is_named(linear, run):
     def make(learning_rate, epochs):
         return fe.algorithms.fedavg(linear.loss_fn, optax.sgd(learning_rate), batch_size=4, epochs=int(epochs))

@@ -83,6 +83,9 @@ def test_each_static_combination_compiles_once(linear, sweep, compilations):
             make, {"learning_rate": [0.03], "bits": [4], "cohort": [5]}, seeds=[7, 8], plan=fe.make_plan(1, 8), rounds=9
         )
     assert (len(first), len(second)) == (4, 0)
+    with compilations() as anything:
+        sweep(make, {"learning_rate": RATES, "bits": [4], "cohort": [5]}, seeds=[2, 3], plan=fe.make_plan(1, 8))
+    assert not anything
     assert [trial.history["clients"][0] for trial in result.trials[:4]] == [2, 2, 5, 5]
 
 
@@ -103,6 +106,30 @@ def test_a_configuration_may_bring_its_own_model(sweep, linear):
     result = sweep(make, {"width": [2, 4], "learning_rate": [0.01, 0.02]}, seeds=[0, 1])
     losses = {trial.history["test_loss"][-1] for trial in result.trials}
     assert len(losses) == 8  # widths, rates and the seeds' initial parameters all differ
+
+
+def test_what_is_evaluated_may_depend_on_a_traced_hyperparameter(sweep, linear, compilations):
+    def loss_fn(target, params, batch, key):
+        return (params - target) ** 2 + 0 * batch["y"]
+
+    def make(target):
+        loss = functools.partial(loss_fn, target)
+        algorithm = fe.algorithms.fedavg(loss, optax.sgd(0.5), batch_size=None, steps=1)
+        return fe.Setup(algorithm, evaluation=fe.evaluation(loss, linear.population.columns))
+
+    with compilations("sweep_segment") as messages:
+        result = sweep(make, {"target": [0.0, 5.0]}, params=jnp.float32(1))
+    np.testing.assert_allclose([trial.history["test_loss"][-1] for trial in result.trials], 0, atol=1e-6)
+    assert len(messages) == 1
+
+
+def test_trials_are_evaluated_on_their_own_examples(sweep, linear):
+    def make(shift):
+        columns = {**linear.population.columns, "y": linear.population.columns["y"] + shift}
+        return fe.Setup(linear.fedavg(), evaluation=fe.evaluation(linear.loss_fn, columns))
+
+    near, far = sweep(make, {"shift": [0.0, 99.0]}).trials
+    assert far.history["test_loss"][-1] > 100 * near.history["test_loss"][-1]
 
 
 def test_a_float_may_be_static(linear, sweep):
@@ -130,6 +157,11 @@ def test_the_table_has_a_row_for_each_evaluation(linear, sweep, tmp_path):
         [rate, seed, number] for rate in RATES for seed in (3, 4) for number in (3, 4)
     ]
     assert frame["test_loss"].notna().all()
+    trials = [
+        one._replace(history=fe.History({**one.history, "test_loss": np.full(4, np.nan)})) for one in result.trials
+    ]
+    diverged = result._replace(trials=(*trials[:2], *result.trials[2:])).table()
+    assert diverged["round"].tolist() == [3, 4] * 6 and np.isnan(diverged["test_loss"][:4]).all()
     result.to_csv(tmp_path / "sweep.csv")
     lines = (tmp_path / "sweep.csv").read_text().splitlines()
     assert len(lines) == 13 and lines[0].startswith("learning_rate,seed,round,train_accuracy")
@@ -142,10 +174,10 @@ def test_summaries_by_hand(linear):
     nan = np.nan
     trials = (
         fe.simulation.Trial({"lr": 0.1}, 0, history([0.1, nan, 0.5])),
-        fe.simulation.Trial({"lr": 0.1}, 1, history([0.3, 0.4, nan])),
+        fe.simulation.Trial({"lr": 0.1}, 1, history([0.3, nan, 0.4])),
         fe.simulation.Trial({"lr": 0.2}, 0, history([0.6, nan, 0.2])),
         fe.simulation.Trial({"lr": 0.2}, 1, history([0.1, nan, 0.2])),
-        fe.simulation.Trial({"lr": 0.3}, 0, history([nan, nan, nan])),
+        fe.simulation.Trial({"lr": 0.3}, 0, history([0.9, nan, nan])),  # diverged
     )
     result = fe.simulation.SweepResult(trials, interrupted=False)
     first, second, third = result.summaries()
@@ -155,10 +187,11 @@ def test_summaries_by_hand(linear):
     assert result.best().hyperparameters == {"lr": 0.1}
     assert result.best(largest_is_best=False).hyperparameters == {"lr": 0.2}
     reached = result.rounds_to_target(0.4)
-    assert [summary.values for summary in reached] == [(3, 2), (1, np.inf), (np.inf,)]
+    assert [summary.values for summary in reached] == [(3, 3), (1, np.inf), (1,)]
     assert [summary.values for summary in result.rounds_to_target(0.15, largest_is_best=False)][1] == (np.inf, 1)
-    with pytest.raises(ValueError, match=r"metric must be one of .*, got 'test_loss'"):
-        result.best("test_loss")
+    for question in (result.best, functools.partial(result.rounds_to_target, 1)):
+        with pytest.raises(ValueError, match=r"metric must be one of .*, got 'test_loss'"):
+            question(metric="test_loss")
     with pytest.raises(ValueError, match="no trial was finished"):
         fe.simulation.SweepResult((), interrupted=True).best()
 
@@ -185,10 +218,52 @@ def test_finished_trials_are_not_run_again(linear, sweep, tmp_path, monkeypatch)
         assert all(one.history[name].dtype.kind == other.history[name].dtype.kind for name in one.history)
     sweep(linear.fedavg, grid, seeds=[0, 1], directory=tmp_path, rounds=5)  # another sweep: nothing found
     assert len(run_trials) == 7
+    for option in ({"config": {"skew": 0.3}}, {"accounted_only": True}):
+        other = sweep(linear.fedavg, {"learning_rate": RATES[:1]}, directory=tmp_path, **option)
+        assert len(run_trials) == 8
+        run_trials.pop()
+    assert (
+        np.isnan(other.trials[0].history["clients"]).all() and np.isfinite(other.trials[0].history["test_loss"]).all()
+    )
+
+
+def test_trials_that_are_described_alike_have_no_directory(linear, sweep, tmp_path):
+    def scaled(factor):
+        return lambda params, batch, key: factor * linear.loss_fn(params, batch, key)[0]
+
+    def make(loss_fn):
+        return fe.algorithms.fedavg(loss_fn, optax.sgd(0.05), batch_size=4, epochs=1)
+
+    with pytest.raises(ValueError, match="are described alike, so that directory cannot tell their trials apart"):
+        sweep(make, {"loss_fn": [scaled(1.0), scaled(2.0)]}, directory=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_makes_algorithms_may_be_any_callable(linear, sweep, tmp_path):
+    class Maker:
+        def __call__(self, learning_rate):
+            return linear.fedavg(learning_rate)
+
+    def make(batch_size, learning_rate):
+        return fe.algorithms.fedavg(linear.loss_fn, optax.sgd(learning_rate), batch_size=batch_size, epochs=1)
+
+    for callable_ in (Maker(), functools.partial(make, 2), functools.partial(make, 4)):
+        sweep(callable_, {"learning_rate": RATES[:1]}, rounds=1, directory=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_numbers_of_arrays_are_plain_ones(linear, sweep):
+    result = sweep(linear.fedavg, {"learning_rate": jnp.array([0.25, 0.5])}, rounds=1)
+    assert [type(trial.hyperparameters["learning_rate"]) for trial in result.trials] == [float, float]
+    assert [summary.hyperparameters["learning_rate"] for summary in result.summaries()] == [0.25, 0.5]
 
 
 def test_ctrl_c_keeps_the_finished_trials(linear, sweep, tmp_path, monkeypatch):
-    original, calls = sweep_module.sweep_segment, []
+    original, run_together, calls, begun = sweep_module.sweep_segment, sweep_module._run_together, [], []
+
+    def counting(*arguments):
+        begun.append(1)
+        return run_together(*arguments)
 
     def interrupting(*arguments, **options):
         calls.append(1)
@@ -198,10 +273,12 @@ def test_ctrl_c_keeps_the_finished_trials(linear, sweep, tmp_path, monkeypatch):
 
     monkeypatch.setattr(sweep_module, "next_length", lambda seconds: 4)
     monkeypatch.setattr(sweep_module, "sweep_segment", interrupting)
+    monkeypatch.setattr(sweep_module, "_run_together", counting)
+    grid = [*({"learning_rate": rate} for rate in RATES[:2]), {}]  # the last one is compiled for itself
     options = dict(directory=tmp_path, plan=fe.make_plan(1, 1))
-    partial = sweep(linear.fedavg, {"learning_rate": RATES}, **options)
-    assert partial.interrupted and 0 < len(partial.trials) < 3
-    resumed = sweep(linear.fedavg, {"learning_rate": RATES}, **options)
+    partial = sweep(linear.fedavg, grid, **options)
+    assert partial.interrupted and len(partial.trials) == 1 and len(begun) == 2
+    resumed = sweep(linear.fedavg, grid, **options)
     assert len(resumed.trials) == 3 and not resumed.interrupted
 
 
@@ -212,7 +289,9 @@ def test_ctrl_c_keeps_the_finished_trials(linear, sweep, tmp_path, monkeypatch):
         (dict(grid=[]), "a sweep needs configurations and seeds"),
         (dict(seeds=[]), "a sweep needs configurations and seeds"),
         (dict(seeds=[0, 0]), "a seed comes twice"),
-        (dict(seeds=[-1]), "seed must be an integer of at least 0"),
+        (dict(seeds=[-1]), "seed must be an integer from 0 to 4294967295, got -1"),
+        (dict(seeds=[2**32]), "seed must be an integer from 0 to 4294967295, got 4294967296"),
+        (dict(grid={"seconds": [0.1]}), "must not be named as one of the table's columns .*, got 'seconds'"),
         (dict(grid={"learning_rate": [0.1, 0.1]}), "a configuration comes twice"),
         (dict(rounds=0), "rounds must be"),
         (dict(sampler=fe.data.everyone(3)), "a sampler draws from 3 clients; there are 10"),
