@@ -109,7 +109,8 @@ class RunConfig:
                 checks.positive(name, getattr(self, name))
         for name in ("client_momentum", "server_momentum"):
             checks.non_negative(name, getattr(self, name))
-        checks.integer("checkpoint_every", self.checkpoint_every)
+        for name in ("rounds", "eval_every", "checkpoint_every"):
+            checks.integer(name, getattr(self, name))
         checks.integer("seed", self.seed, at_least=0, at_most=2**32 - 1)
 
     def _check_combinations(self) -> None:

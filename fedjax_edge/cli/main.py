@@ -18,12 +18,12 @@ from fedjax_edge.cli.output import (
     open_folder,
     options_of,
     read_config,
+    recorded,
     save,
     save_sweep,
     summary,
     sweep_summary,
     versions,
-    write_record,
 )
 from fedjax_edge.core import RunStream, choose_plan, derive, use_cpu_cores
 from fedjax_edge.simulation import Setup, checkpoints
@@ -91,29 +91,28 @@ def run(arguments: list[str]) -> None:
     plan = choose_plan(parts.params, parts.sampler.width, resolved.devices)
     folder = open_folder(resolved.out, resume=given.resume is not None)
     print(f"{plan.explain(parts.sampler.width)}; results go to {folder}", flush=True)
-    if given.resume is None:
-        write_record(folder, {"options": options_of(config)})
 
     started = time.perf_counter()
-    result = run_rounds(
-        parts.algorithm,
-        parts.params,
-        parts.population,
-        sampler=parts.sampler,
-        rounds=resolved.rounds,
-        key=jax.random.key(resolved.seed),
-        evaluation=parts.evaluation,
-        eval_every=resolved.eval_every,
-        delta=resolved.delta,
-        accounted_only=resolved.accounted_only,
-        plan=plan,
-        checkpoints=checkpoints(
-            folder / "checkpoints",
-            every=resolved.checkpoint_every,
-            resume=given.resume is not None,
-            config=resolved.identity(),
-        ),
-    )
+    with recorded(folder, {"options": options_of(config)}):
+        result = run_rounds(
+            parts.algorithm,
+            parts.params,
+            parts.population,
+            sampler=parts.sampler,
+            rounds=resolved.rounds,
+            key=jax.random.key(resolved.seed),
+            evaluation=parts.evaluation,
+            eval_every=resolved.eval_every,
+            delta=resolved.delta,
+            accounted_only=resolved.accounted_only,
+            plan=plan,
+            checkpoints=checkpoints(
+                folder / "checkpoints",
+                every=resolved.checkpoint_every,
+                resume=given.resume is not None,
+                config=resolved.identity(),
+            ),
+        )
     seconds = time.perf_counter() - started
     save(folder, config, parts, plan, result)
     print(summary(result, parts, seconds))
@@ -136,21 +135,23 @@ def sweep(arguments: list[str]) -> None:
     default = build_setup(resolved, population.num_clients, test)
     folder = open_folder(resolved.out, resume=given.resume is not None)
     print(f"results go to {folder}", flush=True)
-    write_record(folder, {"options": options_of(config), "grid": grid, "seeds": seeds, "versions": versions()})
     started = time.perf_counter()
-    result = run_sweep(
-        make,
-        grid,
-        default.params,
-        population,
-        sampler=default.sampler,
-        rounds=resolved.rounds,
-        seeds=seeds,
-        evaluation=default.evaluation,
-        eval_every=resolved.eval_every,
-        delta=resolved.delta,
-        static=STATIC,
-        directory=folder / "trials",
-    )
+    with recorded(folder, {"options": options_of(config), "grid": grid, "seeds": seeds, "versions": versions()}):
+        result = run_sweep(
+            make,
+            grid,
+            default.params,
+            population,
+            sampler=default.sampler,
+            rounds=resolved.rounds,
+            seeds=seeds,
+            evaluation=default.evaluation,
+            eval_every=resolved.eval_every,
+            delta=resolved.delta,
+            accounted_only=resolved.accounted_only,
+            static=STATIC,
+            directory=folder / "trials",
+            config={name: value for name, value in resolved.identity().items() if name not in grid},
+        )
     save_sweep(folder, grid, result)
     print(sweep_summary(result, time.perf_counter() - started))

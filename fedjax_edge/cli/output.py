@@ -4,6 +4,8 @@ import itertools
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,23 @@ def versions() -> dict[str, str]:
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Writes `config.json`, whole or not at all."""
     _replace(folder / "config.json", lambda partial: partial.write_text(json.dumps(record, indent=2) + "\n"))
+
+
+@contextmanager
+def recorded(folder: Path, record: dict[str, Any]) -> Iterator[None]:
+    """Has `config.json` hold `record` while something runs; what is refused leaves the folder as it was."""
+    path = folder / "config.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    write_record(folder, before | record)
+    try:
+        yield
+    except ValueError:
+        if before:
+            write_record(folder, before)
+        elif list(folder.iterdir()) == [path]:  # nothing was begun
+            path.unlink()
+            folder.rmdir()
+        raise
 
 
 def save(folder: Path, config: RunConfig, parts: Parts, plan: Plan, result: RunResult) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from fedjax_edge.cli.output import open_folder
+from fedjax_edge.cli.output import open_folder, recorded, write_record
 
 SHORT = ["--rounds", "2", "--clients", "60", "--cohort", "10", "--local-epochs", "1"]
 COLUMNS = {
@@ -130,6 +130,12 @@ def test_a_sweep_leaves_a_table_and_a_picture_and_is_not_run_twice(tmp_path):
     assert rows(tmp_path / "sweep", "sweep.csv") == table
     assert first.stdout.splitlines()[1:-1] == again.stdout.splitlines()[1:-1]
     assert float(again.stdout.split()[-2]) < float(first.stdout.split()[-2])
+    one = ["--grid", "client-learning-rate=0.05,0.1", "--seeds", "0"]
+    other = fedjax_edge("sweep", *one, "--local-epochs", "2", "--accounted-only", "--resume", tmp_path / "sweep")
+    assert other.returncode == 0, other.stderr
+    changed = rows(tmp_path / "sweep", "sweep.csv")
+    assert {row["train_loss"] for row in changed} == {""}
+    assert changed[0]["test_loss"] not in {row["test_loss"] for row in table}
 
 
 def test_without_privacy_it_says_so_and_the_default_folder_is_new(tmp_path):
@@ -164,6 +170,22 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
     assert [open_folder(None).name for _ in range(3)] == ["now", "now_2", "now_3"]
 
 
+def test_what_is_refused_leaves_the_record_as_it_was(tmp_path):
+    def record(folder=tmp_path):
+        return json.loads((folder / "config.json").read_text())
+
+    write_record(tmp_path, {"options": {"rounds": 1}, "claim": None})
+    with recorded(tmp_path, {"options": {"rounds": 2}}):
+        assert record() == {"options": {"rounds": 2}, "claim": None}  # a run that is killed here resumes to two rounds
+    with pytest.raises(ValueError, match="another run"), recorded(tmp_path, {"options": {"rounds": 3}}):
+        raise ValueError("the checkpoint is of another run")
+    assert record()["options"] == {"rounds": 2}
+    new = open_folder(tmp_path / "new")
+    with pytest.raises(ValueError, match="delta"), recorded(new, {"options": {}}):
+        raise ValueError("delta")
+    assert not new.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -175,10 +197,13 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
         (["run", "--config", "nowhere.json"], "nowhere.json is not the config.json of a run"),
         (["run", "--resume", "nowhere"], "config.json is not the config.json of a run"),
         (["run", "--checkpoint-every", "0"], "checkpoint_every must be an integer of at least 1, got 0"),
+        (["run", "--rounds", "0"], "rounds must be an integer of at least 1, got 0"),
+        (["run", "--delta", "2", "--out", "out"], "delta must be a number above 0 and below 1, got 2.0"),
         (["sweep"], "give a grid, such as --grid client-learning-rate=0.05,0.1"),
         (["sweep", "--grid", "clients=3,4"], "must be OPTION=VALUE,VALUE with an option of"),
         (["sweep", "--grid", "bits=4,few"], "bits must be of type int, got 'few'"),
         (["sweep", "--grid", "bits=4", "bits=8"], "bits comes twice"),
+        (["sweep", "--grid", "bits=4,4", "--out", "out"], "a configuration comes twice"),
         (["sweep", "--grid", "model=cnn,transformer"], "model must be one of"),
         (["sweep", "--grid", "bits=4", "--seeds", "x"], "seeds must be integers with commas between, got 'x'"),
         (["train"], "expected the command run"),
@@ -190,4 +215,4 @@ def test_mistakes_are_named_and_leave_nothing_behind(arguments, message, tmp_pat
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
-    assert not list(tmp_path.rglob("history.csv"))
+    assert not list(tmp_path.iterdir())
