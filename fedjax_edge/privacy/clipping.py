@@ -105,7 +105,8 @@ def total_norm(clip_norm: PyTree) -> float | jax.Array:
     if len(norms) == 1:
         return norms[0]
     if any(isinstance(norm, jax.Array) for norm in norms):
-        return jnp.linalg.norm(jnp.stack([jnp.asarray(norm, jnp.float32) for norm in norms]))
+        each = jnp.stack([jnp.asarray(norm, jnp.float32) for norm in norms])
+        return each.max() * jnp.linalg.norm(each / each.max())  # no square underflows
     return math.hypot(*norms)
 
 

@@ -184,7 +184,10 @@ def test_all_layers_together_keep_the_bound_that_is_stated(matrix, vector, clip_
 def test_norms_are_split_alike_over_layers_and_may_be_traced():
     assert jax.tree.leaves(per_layer(3.0, LAYERS)) == pytest.approx([3**0.5] * 3)
     assert per_layer(3.0, {"dense": 0, "head": 0}) == {"dense": 3 / 2**0.5, "head": 3 / 2**0.5}
-    assert float(jax.jit(total_norm)({"a": 3.0, "b": 4.0})) == pytest.approx(5.0)
+    for scale in (1.0, 1e-30, 1e30):
+        norms = {"a": jnp.float32(3 * scale), "b": jnp.float32(4 * scale)}
+        assert float(total_norm(norms)) == pytest.approx(5.0 * scale)
+        assert float(jax.jit(total_norm)(norms)) == pytest.approx(5.0 * scale)
 
 
 def test_a_layer_that_is_not_finite_becomes_zero_by_itself():
