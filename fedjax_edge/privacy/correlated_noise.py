@@ -12,6 +12,7 @@ import optax
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import PyTree
+from fedjax_edge.privacy.noise import normal
 
 
 class Strategy(NamedTuple):
@@ -61,7 +62,7 @@ def tree_noise(rounds: int) -> Strategy:
         top = jnp.minimum(jax.lax.population_count(done ^ (done + 1)) - 1, levels - 1)  # of the nodes this round ends
 
         def climb(level: jax.Array, below: PyTree) -> PyTree:
-            own = optax.tree.random_like(jax.random.fold_in(key, level), like)
+            own = optax.tree.random_like(jax.random.fold_in(key, level), like, normal)
             weight = jnp.asarray(weights)[level]
 
             def estimate(own: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -150,7 +151,7 @@ def streaming_noise(noising_matrix: Any, rounds: int) -> Strategy:
 
     def next_(like: PyTree, state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
         with _lenient():
-            return multiply_next(optax.tree.random_like(key, like), state)
+            return multiply_next(optax.tree.random_like(key, like, normal), state)
 
     def init(update: PyTree) -> PyTree:
         with _lenient():

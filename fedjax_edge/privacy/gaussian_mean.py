@@ -11,6 +11,7 @@ from fedjax_edge.core.protocols import Aggregator, PyTree
 from fedjax_edge.core.trees import at_least_float32
 from fedjax_edge.privacy.accounting import gaussian_accountant
 from fedjax_edge.privacy.clipping import check_clip_norm, clip_by_norm, total_norm
+from fedjax_edge.privacy.noise import normal
 
 
 def gaussian_mean(
@@ -35,8 +36,8 @@ def gaussian_mean(
     - The denominator is a number chosen beforehand. The count of clients that really took part depends on the data.
     - Loss and accuracy shown each round are not covered by epsilon.
     - The run's key is the mechanism's secret: who knows it can draw the same noise and the same cohorts.
-    - Noise is `jax.random.normal` in float32 and the analysis is that of real numbers; attacks on the floating-point
-      grid (Mironov 2012) are out of scope, as is fit for a simulator.
+    - Noise is drawn to 9 standard deviations, in float32, and the analysis is that of real numbers; attacks on the
+      floating-point grid (Mironov 2012) are out of scope, as is fit for a simulator.
 
     Contributions, sum and aggregate are float32 even for narrower updates: in bfloat16 a client vanishes beside the sum
     of 256 others, and noise rounded to a coarse grid is not the noise accounted for. (float64 stays float64.)
@@ -83,14 +84,14 @@ def gaussian_mean(
 
     def finish(total, state, key):
         heaviest = 1 if max_weight is None else max_weight
-        noise = optax.tree.random_like(key, total)
+        noise = optax.tree.random_like(key, total, normal)
 
-        def noisy(leaf, normal):
+        def noisy(leaf, draw):
             multiplier, norm, weight, divisor = (
                 jnp.asarray(value, leaf.dtype)
                 for value in (noise_multiplier, total_norm(clip_norm), heaviest, denominator)
             )
-            return (leaf + multiplier * (norm * weight) * normal) / divisor
+            return (leaf + multiplier * (norm * weight) * draw) / divisor
 
         return jax.tree.map(noisy, total, noise), state
 
