@@ -15,7 +15,7 @@ from fedjax_edge.core.protocols import (
     PoissonSampling,
     PrivacyError,
 )
-from fedjax_edge.privacy import calibrate_noise_multiplier, gaussian_accountant
+from fedjax_edge.privacy import accounting, calibrate_noise_multiplier, gaussian_accountant
 
 # The example of the design page: 150 of 300 clients, 40 rounds.
 POISSON, FIXED, FULL = PoissonSampling(300, 0.5, 1e-12), FixedSampling(300, 150), FullParticipation(300)
@@ -74,6 +74,30 @@ def test_rounding_in_the_composition_never_lowers_epsilon(rounds, delta):
     certain = PoissonSampling(300, 1.0, 0.0)
     truth = balle_wang_epsilon(MULTIPLIER / math.sqrt(rounds), delta)
     assert truth <= epsilon(certain, rounds, delta) < 1.01 * truth
+
+
+@pytest.mark.parametrize("probability", [1e-5, 1e-3, 1.0])
+@pytest.mark.parametrize("multiplier", [0.3, 30.0, 1000.0, 2.0**20])
+def test_one_round_has_the_mass_of_a_probability(multiplier, probability):
+    interval = accounting._grid_interval(multiplier, probability)
+    losses = accounting._poisson_round(multiplier, probability, interval)
+    for pmf in (losses._pmf_remove.to_dense_pmf(), losses._pmf_add.to_dense_pmf()):
+        assert pmf._probs.sum() + pmf._infinity_mass == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(("probability", "rounds"), [(1e-3, 2000), (1e-4, 1000)])
+def test_rare_clients_and_much_noise_cost_next_to_nothing(probability, rounds):
+    assert epsilon(PoissonSampling(10**6, probability, 0.0), rounds, 1e-6, 2.0**20) == 0
+    some = epsilon(PoissonSampling(10**6, probability, 0.0), rounds, 1e-6, 100.0)
+    normal = balle_wang_epsilon(100 / probability / math.sqrt(rounds), 1e-6)  # its limit for small probabilities
+    assert normal <= some < 1.01 * normal + 1e-6
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_composition_that_is_not_finite_is_refused(monkeypatch):
+    monkeypatch.setattr(accounting, "_grid_interval", lambda multiplier, probability: 7.6e-16)
+    with pytest.raises(PrivacyError, match="no finite epsilon"):
+        epsilon(PoissonSampling(10**6, 1e-7, 0.0), 200, 1e-6, 2.0**20)
 
 
 @pytest.mark.parametrize("overflow", [0.0, 1e-7, 1e-5])
@@ -151,6 +175,9 @@ def test_bad_multipliers_are_refused(multiplier):
 def test_bad_descriptions_of_sampling_are_refused():
     with pytest.raises(ValueError, match=r"sampling\.probability"):
         epsilon(PoissonSampling(300, 0.0, 0.0))
+    for overflow in (-0.1, 1.0, math.nan):
+        with pytest.raises(ValueError, match=r"sampling\.overflow_probability must be"):
+            epsilon(PoissonSampling(300, 0.5, overflow))
     with pytest.raises(ValueError, match=r"sampling\.cohort_size"):
         epsilon(FixedSampling(300, 301))
 
@@ -175,7 +202,34 @@ def test_calibration_goes_below_a_multiplier_of_one():
 
 
 def test_calibration_ends_where_delta_alone_suffices():
-    assert 0 < calibrate_noise_multiplier(1.0, 0.6, PoissonSampling(10, 0.5, 0.0), 1) < 0.01
+    assert calibrate_noise_multiplier(1.0, 0.6, PoissonSampling(10, 0.5, 0.0), 1) == 2.0**-10
+
+
+def test_calibration_of_many_rounds_with_rare_clients():
+    rare = PoissonSampling(10**6, 1e-3, 0.0)
+    multiplier = calibrate_noise_multiplier(2.0, 1e-6, rare, 2000)
+    event = dp_accounting.PoissonSampledDpEvent(1e-3, dp_accounting.GaussianDpEvent(multiplier))
+    pld = PLDAccountant(value_discretization_interval=1e-3).compose(event, 2000).get_epsilon(1e-6)
+    assert epsilon(rare, 2000, 1e-6, multiplier) <= 2
+    assert pld == pytest.approx(2, rel=0.02)
+    assert RdpAccountant().compose(event, 2000).get_epsilon(1e-6) > 1.99
+
+
+@pytest.mark.parametrize(("least", "most"), [(0.3, 200.0), (4.0, 200.0), (0.1, 9.3), (0.1, 0.7)])
+def test_calibration_of_a_mechanism_that_cannot_be_made_with_every_multiplier(least, most):
+    def accountant_of(multiplier):
+        if not least <= multiplier <= most:
+            raise ValueError(f"the multiplier must be from {least} to {most}")
+        return gaussian_accountant(multiplier)
+
+    for exact in (0.15, 0.6, 3.0, 9.0, 50.0):
+        target = balle_wang_epsilon(exact, DELTA)
+        if exact <= most:
+            found = calibrate_noise_multiplier(target, DELTA, FULL, 1, accountant_of)
+            assert max(exact, least) * (1 - 1e-9) <= found <= max(exact, least) * 1.001
+        else:
+            with pytest.raises(PrivacyError, match="out of reach: the multiplier must be from"):
+                calibrate_noise_multiplier(target, DELTA, FULL, 1, accountant_of)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.nan, math.inf, None])
@@ -187,6 +241,8 @@ def test_calibration_refuses_budgets_that_are_none(bad):
 def test_calibration_refuses_what_cannot_be_reached():
     with pytest.raises(ValueError, match="rounds must be"):
         calibrate_noise_multiplier(1.0, DELTA, FULL, 0)
+    with pytest.raises(ValueError, match="delta must be"):
+        calibrate_noise_multiplier(1.0, 0.0, FULL, ROUNDS)
     with pytest.raises(PrivacyError, match="nothing can be claimed"):
         calibrate_noise_multiplier(1.0, DELTA, None, ROUNDS)
     with pytest.raises(PrivacyError, match="out of reach"):
