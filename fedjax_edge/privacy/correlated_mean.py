@@ -1,7 +1,7 @@
 """The differentially private mean with noise that is correlated over rounds."""
 
 import math
-from functools import cache, lru_cache
+from functools import lru_cache
 
 import dp_accounting
 import jax
@@ -14,6 +14,7 @@ from fedjax_edge.core.protocols import (
     Accountant,
     Aggregator,
     CyclicSampling,
+    FullParticipation,
     PrivacyClaim,
     PrivacyError,
     PyTree,
@@ -113,7 +114,7 @@ def _accountant(strategy: Strategy, noise_multiplier: float | jax.Array) -> Acco
     def encoder() -> np.ndarray:
         return solve_triangular(strategy.mixing(), np.eye(strategy.rounds), lower=True)
 
-    @cache
+    @lru_cache(maxsize=None, typed=True)  # samplings of two kinds may be equal as tuples
     def sensitivity(sampling: Sampling, rounds: int) -> float:
         first = encoder()[:rounds, :rounds]
         return math.sqrt(_largest_sum(np.abs(first.T @ first), sampling))
@@ -132,7 +133,11 @@ def _accountant(strategy: Strategy, noise_multiplier: float | jax.Array) -> Acco
             epsilon = float(dp_accounting.get_epsilon_gaussian(multiplier, delta))
         if not math.isfinite(epsilon):
             raise PrivacyError(f"no finite epsilon for {noise_multiplier=}, {rounds} rounds, delta={delta}")
-        by = f"analytic Gaussian, noise correlated over {strategy.rounds} rounds, at most {most} of them a client's"
+        everything = sensitivity(FullParticipation(1), strategy.rounds)  # tells one strategy from another
+        by = (
+            f"analytic Gaussian, noise of sensitivity {everything:.4g} to all rounds, correlated over "
+            f"{strategy.rounds} rounds, at most {most} of them a client's"
+        )
         release = Release(multiplier, 1 if rounds else 0)
         words = _pattern(sampling)
         return PrivacyClaim(epsilon, float(delta), ZERO_OUT, words, by, int(rounds), float(noise_multiplier), release)

@@ -120,6 +120,15 @@ def test_nothing_is_gained_from_chance(sampling):
     assert claim.epsilon == full.epsilon and "no gain from chance" in claim.sampling
 
 
+@pytest.mark.parametrize("samplings", [(FOURTH, FixedSampling(100, 25)), (FixedSampling(100, 25), FOURTH)])
+def test_samplings_that_are_equal_as_tuples_are_not_mistaken_for_one_another(samplings):
+    asked = correlated_mean(TREE, 1.0, MULTIPLIER, 25).accountant
+    for sampling in samplings:
+        fresh = correlated_mean(TREE, 1.0, MULTIPLIER, 25).accountant
+        assert asked(sampling, 12, DELTA) == fresh(sampling, 12, DELTA)
+    assert len({asked(sampling, 12, DELTA).epsilon for sampling in samplings}) == 2
+
+
 def test_more_rounds_than_planned_and_unknown_participation_are_refused():
     accountant = correlated_mean(TREE, 1.0, MULTIPLIER, 25).accountant
     with pytest.raises(PrivacyError, match="made for 12 rounds, and nothing is claimed for 13"):
