@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_edge.core import checks
-from fedjax_edge.core.protocols import Aggregator
+from fedjax_edge.core.protocols import Accountant, Aggregator, PrivacyClaim, PrivacyError, Sampling
 from fedjax_edge.core.trees import at_least_float32
 from fedjax_edge.privacy.accounting import gaussian_accountant
 from fedjax_edge.privacy.clipping import SAFETY, l2_norm, scale_down
 from fedjax_edge.privacy.gaussian_mean import check_denominator
+from fedjax_edge.privacy.noise import normal
 
-_LEAST, _MOST = 2.0**-64, 2.0**64  # where the clip norm stays: the noise of many rounds may carry it anywhere
+# Where the clip norm stays, as the noise of many rounds may carry it anywhere: above what `l2_norm` makes of zeros.
+_LEAST, _MOST = 2.0**-40, 2.0**40
 
 
 def adaptive_clip_mean(
@@ -40,7 +42,7 @@ def adaptive_clip_mean(
     |-----------------------------------------------|--------------------------------------------------------------|
     | empty                                         | moves by `exp(learning_rate (quantile - 1/2))` and noise     |
     | more or fewer clients than `denominator`      | `share` is further from, or nearer to 1/2 than the true one  |
-    | all updates zero                              | falls until 2^-64, where it stays                            |
+    | all updates zero                              | falls until 2^-40, where it stays                            |
     | a client with a NaN or an infinity            | adds nothing, to neither sum                                 |
 
     What `gaussian_mean` says of denominators, of the run's key and of what is shown besides holds here as well. The
@@ -55,10 +57,10 @@ def adaptive_clip_mean(
       count_noise: sigma_b, the standard deviation of the noise on the sum of the bits, above z / 2; by default
         `denominator / 20` as in the paper.
 
-    All may be traced; a claim needs the concrete `noise_multiplier`.
+    All may be traced; a claim needs the concrete `noise_multiplier` and `count_noise`.
 
     Returns:
-      An `Aggregator` whose state is the clip norm, float32 [], and whose accountant is `gaussian_accountant(z)`.
+      An `Aggregator` whose state is the clip norm, float32 [], and whose epsilon is that of `gaussian_accountant(z)`.
 
     Raises:
       ValueError: an argument is out of range, `denominator` is something computed from the cohort, or `count_noise` is
@@ -102,15 +104,30 @@ def adaptive_clip_mean(
         update_key, count_key = jax.random.split(key)
         deviation = bound * multiplier / jnp.sqrt(1 - jnp.square(multiplier / (2 * noise)))  # z_delta C
 
-        def noisy(leaf, normal):
-            return (leaf + deviation.astype(leaf.dtype) * normal) / divisor.astype(leaf.dtype)
+        def noisy(leaf, draw):
+            return (leaf + deviation.astype(leaf.dtype) * draw) / divisor.astype(leaf.dtype)
 
-        mean = jax.tree.map(noisy, updates, optax.tree.random_like(update_key, updates))
-        share = 0.5 + (bits + noise * jax.random.normal(count_key)) / divisor
+        mean = jax.tree.map(noisy, updates, optax.tree.random_like(update_key, updates, normal))
+        share = 0.5 + (bits + noise * normal(count_key, (), jnp.float32)) / divisor
         moved = bound * jnp.exp(-rate * (share - target))
         return mean, jnp.clip(moved, _LEAST, _MOST)
 
-    return Aggregator(init, contribution, finish, accountant=gaussian_accountant(noise_multiplier))
+    return Aggregator(init, contribution, finish, accountant=_accountant(noise_multiplier, count_noise))
+
+
+def _accountant(noise_multiplier: float | jax.Array, count_noise: float | jax.Array) -> Accountant:
+    gaussian = gaussian_accountant(noise_multiplier)
+
+    def accountant(sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
+        if isinstance(count_noise, jax.core.Tracer):
+            raise PrivacyError(
+                "count_noise, or the denominator that it follows, is traced and may be too small for any claim; build "
+                "the aggregator outside of jit, vmap and sweeps with the concrete number"
+            )
+        claim = gaussian(sampling, rounds, delta)
+        return claim._replace(accountant=f"{claim.accountant}, of mean and count together")
+
+    return accountant
 
 
 def _check_split(noise_multiplier: float | jax.Array, count_noise: float | jax.Array) -> None:

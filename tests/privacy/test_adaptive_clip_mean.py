@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from fedjax_edge import testing
-from fedjax_edge.core.protocols import FixedSampling, FullParticipation, PoissonSampling
+from fedjax_edge.core.protocols import FixedSampling, FullParticipation, PoissonSampling, PrivacyError
 from fedjax_edge.privacy import adaptive_clip_mean, gaussian_accountant
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -104,16 +104,27 @@ def test_a_rejected_client_and_an_absent_one_add_nothing():
 
 
 def test_the_clip_norm_stays_where_floats_can_hold_it():
-    aggregator = adaptive_clip_mean(1e-19, denominator=1, quantile=1e-3, learning_rate=30.0, **SILENT)
-    unclipped = (jnp.zeros(1), jnp.float32(0.5))
+    aggregator = adaptive_clip_mean(1.0, denominator=1, quantile=1e-3, learning_rate=30.0, **SILENT)
+    bound = jnp.float32(1e-3)
     for _ in range(3):
-        _, bound = aggregator.finish(unclipped, jnp.float32(1e-19), jax.random.key(0))
-    assert float(bound) == 2.0**-64
+        zeros = aggregator.contribution(jnp.zeros(1000), jnp.float32(1), bound)
+        _, bound = aggregator.finish(zeros, bound, jax.random.key(0))
+        assert float(bound) == 2.0**-40
 
 
 @pytest.mark.parametrize("sampling", [PoissonSampling(300, 0.5, 0.0), FixedSampling(300, 150), FullParticipation(300)])
 def test_the_claim_is_that_of_one_gaussian(sampling):
-    assert AGGREGATOR.accountant(sampling, 10, 1e-3) == gaussian_accountant(MULTIPLIER)(sampling, 10, 1e-3)
+    claim, gaussian = AGGREGATOR.accountant(sampling, 10, 1e-3), gaussian_accountant(MULTIPLIER)(sampling, 10, 1e-3)
+    assert claim == gaussian._replace(accountant=f"{gaussian.accountant}, of mean and count together")
+
+
+@pytest.mark.parametrize("traced", ["count_noise", "denominator"])
+def test_noise_on_the_count_that_is_not_known_gets_no_claim(traced):
+    seen = []
+    given = {"clip_norm": 1.0, "noise_multiplier": 1.0, "denominator": 100}
+    jax.jit(lambda value: seen.append(adaptive_clip_mean(**{**given, traced: value})) or value)(10.0)
+    with pytest.raises(PrivacyError, match="count_noise, or the denominator that it follows, is traced"):
+        seen[0].accountant(FullParticipation(100), 1, 1e-5)
 
 
 def test_the_split_is_that_of_two_gaussians_composed():
