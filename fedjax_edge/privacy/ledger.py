@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedjax_edge.core.protocols import FixedSampling, PoissonSampling, PrivacyClaim, PrivacyError, Release
-from fedjax_edge.privacy.accounting import compose
+from fedjax_edge.privacy.accounting import check_delta, compose
 
 _SAMPLINGS = {kind.__name__: kind for kind in (PoissonSampling, FixedSampling)}
 
@@ -19,7 +19,8 @@ class Ledger(NamedTuple):
     was released: a run before it, a phase with other noise or another sampler. Record each run's claim (`result.claim`)
     and ask for them all together. Claims are composed by privacy loss distributions where cohorts are Poisson, by RDP
     where they are of fixed size, by the analytic Gaussian where nothing is sampled; later runs may depend on earlier
-    ones.
+    ones. One name is one run: a second run of the same mechanism needs a name of its own, or its claim would be taken
+    for that of the first run gone on.
 
     >>> from fedjax_edge.core.protocols import FullParticipation
     >>> from fedjax_edge.privacy.accounting import gaussian_accountant
@@ -62,8 +63,7 @@ class Ledger(NamedTuple):
           PrivacyError: if entries are about neighbours of different kinds, or no finite epsilon can be given.
           ValueError: for `delta` outside (0, 1).
         """
-        if not 0 < delta < 1:
-            raise ValueError(f"delta must be a number above 0 and below 1, got {delta!r}")
+        check_delta(delta)
         relations = sorted({claim.relation for _, claim in self.entries})
         if len(relations) > 1:
             raise PrivacyError(f"claims about different neighbours cannot be added up: {'; '.join(relations)}")
@@ -111,8 +111,9 @@ def _spent(claim: PrivacyClaim) -> float:
 
 
 def _mechanism_of(claim: PrivacyClaim) -> tuple:
-    """What stays the same while a run goes on."""
-    return claim.relation, claim.sampling, claim.noise_multiplier, claim.release.sampling
+    """What stays the same while a run goes on; of the accountant's words those before a count of rounds."""
+    words, _, _ = claim.accountant.partition(" at most ")
+    return claim.relation, claim.sampling, words, claim.noise_multiplier, claim.release.sampling
 
 
 def _to_json(claim: PrivacyClaim) -> dict[str, Any]:

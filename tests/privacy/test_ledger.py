@@ -9,12 +9,14 @@ from dp_accounting.rdp import RdpAccountant
 from fedjax_edge.core.protocols import CyclicSampling, FixedSampling, FullParticipation, PoissonSampling, PrivacyError
 from fedjax_edge.privacy import (
     Ledger,
+    adaptive_clip_mean,
     correlated_mean,
     dp_sgd,
     gaussian_accountant,
     local_gaussian,
     local_laplace,
     read_ledger,
+    streaming_noise,
     tree_noise,
 )
 
@@ -120,6 +122,29 @@ def test_a_run_with_other_epochs_or_turns_is_another_run():
     assert Ledger().record("run", grown[0]).record("run", grown[1]).claim(DELTA).epsilon == pytest.approx(
         grown[1].epsilon
     )
+
+
+def test_mechanisms_of_equal_noise_are_told_apart():
+    class Independent:
+        def init_multiply(self, like):
+            return ()
+
+        def multiply_next(self, value, state):
+            return value, state
+
+    turns = CyclicSampling(100, 25)
+    claims = [
+        correlated_mean(tree_noise(8), 1, 3.0, 25).accountant(turns, 4, DELTA),
+        correlated_mean(streaming_noise(Independent(), 8), 1, 3.0, 25).accountant(turns, 8, DELTA),
+        poisson(3.0, 8, turns),
+        adaptive_clip_mean(1.0, 3.0, 100).accountant(turns, 12, DELTA),
+    ]
+    for number, first in enumerate(claims):
+        for second in claims[number + 1 :]:
+            with pytest.raises(ValueError, match="record them under another name"):
+                Ledger().record("run", first).record("run", second)
+    longer = local_gaussian(1.0, 10.0, 100).aggregator.accountant
+    assert len(Ledger().record("run", longer(FULL, 2, DELTA)).record("run", longer(FULL, 3, DELTA)).entries) == 1
 
 
 def test_a_ledger_comes_back_as_it_was_written(tmp_path):
