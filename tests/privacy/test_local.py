@@ -99,6 +99,17 @@ def test_laplace_claims_are_pure_and_compose_as_at_worst():
     assert (rounds - 2 * i) * one * (1 - 1e-9) <= found <= (rounds - 2 * i) * one * 1.01
 
 
+@pytest.mark.parametrize("multiplier", [1e-4, 0.02, 4.0])
+@pytest.mark.parametrize("delta", [1e-300, 1e-15, 1e-5])
+def test_laplace_claims_never_exceed_the_sum_however_little_noise_and_delta_there_is(multiplier, delta):
+    accountant = local_laplace(1.0, multiplier, 10).aggregator.accountant
+    for rounds in (1, 30):
+        claimed, plain = accountant(FullParticipation(10), rounds, delta).epsilon, rounds * 2 / multiplier
+        assert 0 < claimed <= plain
+        if multiplier < 1 or delta < 1e-12:
+            assert claimed == pytest.approx(plain)
+
+
 @each_mechanism
 def test_rounds_count_as_often_as_a_client_takes_part(name):
     accountant = MAKERS[name](1.0, 8.0, 10).aggregator.accountant
