@@ -22,8 +22,9 @@ from fedjax_edge.core.protocols import (
     Sampling,
 )
 from fedjax_edge.core.trees import at_least_float32, zero_unless
-from fedjax_edge.privacy.accounting import check_question, in_words, most_participations
+from fedjax_edge.privacy.accounting import REPLACE_EXAMPLE, check_question, in_words, most_participations
 from fedjax_edge.privacy.clipping import check_clip_norm, clip_by_norm, total_norm
+from fedjax_edge.privacy.noise import normal
 
 
 class ExampleMechanism(NamedTuple):
@@ -118,11 +119,11 @@ def dp_sgd(
         zeros = optax.tree.zeros_like(jax.eval_shape(one, jnp.int32(0)))
         (total, metrics), _ = jax.lax.scan(add_chunk, zeros, rows)
 
-        def noisy(leaf: jax.Array, normal: jax.Array, param: jax.Array) -> jax.Array:
+        def noisy(leaf: jax.Array, draw: jax.Array, param: jax.Array) -> jax.Array:
             scale = jnp.asarray(noise_multiplier, leaf.dtype) * jnp.asarray(total_norm(clip_norm), leaf.dtype)
-            return ((leaf + scale * normal) / batch_size).astype(jnp.result_type(param))
+            return ((leaf + scale * draw) / batch_size).astype(jnp.result_type(param))
 
-        return jax.tree.map(noisy, total, optax.tree.random_like(noise_key, total), params), metrics
+        return jax.tree.map(noisy, total, optax.tree.random_like(noise_key, total, normal), params), metrics
 
     return ExampleMechanism(gradient, int(batch_size), int(epochs), _accountant(noise_multiplier, int(epochs)))
 
@@ -139,7 +140,7 @@ def _accountant(noise_multiplier: float | jax.Array, epochs: int) -> Accountant:
         return PrivacyClaim(
             epsilon=float(epsilon),
             delta=float(delta),
-            relation="replace one example of one client",
+            relation=REPLACE_EXAMPLE,
             sampling=f"{in_words(sampling)}; {epochs} epochs a round, each example once an epoch in disjoint batches",
             accountant=f"analytic Gaussian of at most {releases} epochs of a client, each by parallel composition",
             rounds=int(rounds),
