@@ -1,5 +1,6 @@
 """Audits of what is really run: canary clients with known coins, and the epsilon that their traces prove."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +30,8 @@ from fedjax_edge.core.protocols import (
     Sampler,
 )
 from fedjax_edge.core.round import federated
-from fedjax_edge.privacy.audit_bounds import LowerBound, audit_estimate, audit_scores
+from fedjax_edge.privacy.accounting import REPLACE_EXAMPLE, check_delta
+from fedjax_edge.privacy.audit_bounds import LowerBound, audit_estimate, audit_scores, check_probabilities
 
 Insert = Callable[[ClientUpdate], ClientUpdate]
 
@@ -38,7 +40,7 @@ class Audit(NamedTuple):
     """What an audit found. Only `lower_bound` is a proof, and only against a claim, never for one."""
 
     lower_bound: LowerBound  # with `confidence` the epsilon at `delta` is not below `lower_bound.epsilon`
-    estimate: float  # what epsilon it looks like; no confidence attaches to it
+    estimate: float  # what epsilon it looks like, without confidence; NaN with fewer than two canaries in or out
     claim: PrivacyClaim | None  # what the mechanism itself claims; None if it claims nothing
     delta: float
     confidence: float
@@ -76,6 +78,10 @@ def audit_algorithm(
     coins are guessed from the scores (Steinke, Nasr and Jagielski 2023, arXiv:2305.08846). Independent runs pool their
     canaries: a coin matters in its own run only, so that together they are one run with more canaries.
 
+    As a canary that is left out sends zeros, what is proven is about a client whose contributions become zero, and a
+    claim for adding or removing one covers that only where a silent client adds nothing. For `adaptive_clip_mean` it
+    does not: a silent client is counted as unclipped, so that a coin moves the count by 1, where a client may by 1/2.
+
     The observer sees the model after every round, and canaries change sign from round to round: it adds the changes of
     the model with the same signs. Of independent noise that is as good as a plain sum; noise that comes back (a reused
     key) cancels, as does what honest clients send in every round. With `final_only` signs stay, and the observer sees
@@ -97,7 +103,7 @@ def audit_algorithm(
       population: the honest clients.
       sampler: draws from `population.num_clients + canaries` clients, as claimed.
       rounds: of each run; even, for reused keys to cancel.
-      delta: of the claim; well below 1 / (canaries * runs).
+      delta: of the claim, above 0; well below 1 / (canaries * runs).
       key: all randomness of the audit comes from it.
       canaries, runs: how many in a run, and runs. Canaries times parameters numbers are held in memory.
       norm: length of a canary's update and its weight; well above what the mechanism should let through.
@@ -109,20 +115,20 @@ def audit_algorithm(
       An `Audit`. Sampling and several rounds make a bound looser: it is far below the true epsilon for Poisson cohorts.
 
     Raises:
-      ValueError: for an argument out of range, more canaries than parameters, or a sampler of another population.
+      ValueError: for an argument out of range, more canaries than parameters, a sampler of another population, or a
+        claim about single examples, which canaries that are whole clients cannot test.
       TypeError: if updates have another form than `params`.
     """
     for name, count in (("rounds", rounds), ("canaries", canaries), ("runs", runs)):
         checks.integer(name, count)
+    checks.integer("canaries * runs", canaries * runs, at_least=2)
     checks.positive("norm", norm)
+    check_delta(delta)
+    check_probabilities(delta, confidence)
     honest = population.num_clients
     flat, unravel = ravel_pytree(params)
-    if canaries > flat.size:
-        raise ValueError(f"{canaries} orthogonal canaries need as many parameters, got {flat.size}")
-    if sampler.num_clients != honest + canaries:
-        raise ValueError(
-            f"sampler must draw from {honest} clients and {canaries} canaries, got one of {sampler.num_clients}"
-        )
+    _check_numbers(sampler, honest, canaries, flat.size)
+    claim = _claim(make(lambda client: client), sampler, rounds, delta)
     everyone = _WithCanaries(population, canaries)
     signs = np.ones(rounds, np.float32) if final_only else np.resize(np.float32([1, -1]), rounds)
 
@@ -153,15 +159,10 @@ def audit_algorithm(
     every_run = jax.jit(lambda each, *shared: jax.lax.map(lambda run: one_run(run, shared), each))
     scores = np.asarray(every_run((jnp.stack(run_keys), included), directions, params, everyone), np.float64)
     coins = np.asarray(included)
-    return Audit(
-        lower_bound=audit_scores(scores.ravel(), coins.ravel(), delta, confidence),
-        estimate=audit_estimate(scores.ravel(), coins.ravel(), delta),
-        claim=_claim(make(lambda client: client), sampler, rounds, delta),
-        delta=delta,
-        confidence=confidence,
-        scores=scores,
-        included=coins,
-    )
+    lower_bound = audit_scores(scores.ravel(), coins.ravel(), delta, confidence)
+    has_both = min(coins.sum(), (~coins).sum()) >= 2
+    estimate = audit_estimate(scores.ravel(), coins.ravel(), delta) if has_both else math.nan
+    return Audit(lower_bound, estimate, claim, delta, confidence, scores, coins)
 
 
 def audit_aggregator(
@@ -301,8 +302,23 @@ def _everyone(num_clients: int) -> Sampler:
     )
 
 
+def _check_numbers(sampler: Sampler, honest: int, canaries: int, numbers: int) -> None:
+    if canaries > numbers:
+        raise ValueError(f"{canaries} orthogonal canaries need as many parameters, got {numbers}")
+    if sampler.num_clients != honest + canaries:
+        raise ValueError(
+            f"sampler must draw from {honest} clients and {canaries} canaries, got one of {sampler.num_clients}"
+        )
+
+
 def _claim(algorithm: FederatedAlgorithm, sampler: Sampler, rounds: int, delta: float) -> PrivacyClaim | None:
     try:
-        return algorithm.accountant and algorithm.accountant(sampler.sampling, rounds, delta)
+        claim = algorithm.accountant and algorithm.accountant(sampler.sampling, rounds, delta)
     except PrivacyError:
         return None
+    if claim and claim.relation == REPLACE_EXAMPLE:
+        raise ValueError(
+            f"the claim is about neighbours that {claim.relation}, got an audit whose canaries are whole clients: it "
+            "can test claims about clients only"
+        )
+    return claim

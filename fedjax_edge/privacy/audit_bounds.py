@@ -56,7 +56,7 @@ def audit_guesses(correct: int, guesses: int, canaries: int, delta: float, confi
     checks.integer("canaries", canaries)
     checks.integer("guesses", guesses, at_least=0, at_most=canaries)
     checks.integer("correct", correct, at_least=0, at_most=guesses)
-    _check_probabilities(delta, confidence)
+    check_probabilities(delta, confidence)
 
     def excess(epsilon: float) -> float:
         right = special.expit(epsilon)
@@ -94,7 +94,7 @@ def audit_scores(scores: jax.Array, included: jax.Array, delta: float, confidenc
     200
     """
     scores, included = _canaries(scores, included)
-    _check_probabilities(delta, confidence)
+    check_probabilities(delta, confidence)
     order = np.lexsort((~included, scores))  # ties go against the auditor, on either side
     sides = [len(scores) // 2] + [side for side in (len(scores) // part for part in (8, 32, 128)) if side >= 8]
     bounds = []
@@ -136,7 +136,7 @@ def audit_estimate(scores: jax.Array, included: jax.Array, delta: float) -> floa
     4.4
     """
     scores, included = _canaries(scores, included)
-    _check_probabilities(delta, 0.95)
+    check_probabilities(delta, 0.95)
     if delta == 0 or min(included.sum(), (~included).sum()) < 2:
         raise ValueError("an estimate needs a delta above 0 and at least two canaries that were included and two not")
     (mean_in, std_in), (mean_out, std_out) = (
@@ -184,7 +184,8 @@ def _mass(low: float, high: float, mean: float, std: float) -> float:
     return stats.norm.cdf(high, mean, std) - stats.norm.cdf(low, mean, std)
 
 
-def _check_probabilities(delta: float, confidence: float) -> None:
+def check_probabilities(delta: float, confidence: float) -> None:
+    """Raises ValueError unless delta lies within [0, 1) and confidence within [0.5, 1)."""
     if not 0 <= delta < 1:
         raise ValueError(f"delta must be a number of at least 0 and below 1, got {delta!r}")
     if not 0.5 <= confidence < 1:

@@ -26,7 +26,7 @@ correct = gaussian_mean(1.0, MULTIPLIER, denominator=50)
 
 
 def audited(aggregator, seed=0, **options):
-    return audit_aggregator(aggregator, UPDATE, delta=DELTA, key=jax.random.key(seed), **options)
+    return audit_aggregator(aggregator, UPDATE, key=jax.random.key(seed), **{"delta": DELTA, **options})
 
 
 def test_a_correct_mechanism_is_not_refuted_and_looks_like_what_it_is():
@@ -162,6 +162,22 @@ def test_updates_of_another_form_than_the_model_are_refused():
         audited_whole(make, runs=1)
 
 
+def test_a_claim_about_examples_is_not_put_to_whole_clients():
+    def make(insert):
+        mechanism = fe.privacy.dp_sgd(0.5, 1.0, batch_size=1, epochs=1)
+        client = fe.clients.local_sgd(squared_error, optax.sgd(0.01), batch_size=1, epochs=1)
+        algorithm = fe.federated(insert(client), optax.sgd(0.5), fe.aggregation.uniform_mean())
+        return algorithm._replace(accountant=mechanism.accountant)
+
+    with pytest.raises(ValueError, match="replace one example of one client, got an audit whose canaries are whole"):
+        audited_whole(make)
+
+
+def test_coins_that_all_fall_alike_leave_no_estimate():
+    audit = audited(correct, canaries=2, runs=1)
+    assert np.isnan(audit.estimate) and audit.lower_bound.epsilon == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -169,6 +185,9 @@ def test_updates_of_another_form_than_the_model_are_refused():
         ({"runs": 0}, "runs must be"),
         ({"rounds": 0}, "rounds must be"),
         ({"norm": 0.0}, "norm must be"),
+        ({"delta": 0.0}, "delta must be a number above 0"),
+        ({"confidence": 1.0}, "confidence must be"),
+        ({"canaries": 1, "runs": 1}, r"canaries \* runs must be an integer of at least 2, got 1"),
         ({"canaries": 1001}, "1001 orthogonal canaries need as many parameters, got 1000"),
         ({"sampler": fe.data.everyone(999)}, "sampler must draw from 0 clients and 1000 canaries, got one of 999"),
     ],

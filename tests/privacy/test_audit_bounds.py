@@ -117,6 +117,11 @@ def test_the_estimate_of_unequal_spreads_is_that_of_the_worse_direction():
     assert audit_estimate(scores, np.arange(40_000) < 20_000, 1e-3) == pytest.approx(expected, rel=1e-2)
 
 
+def test_ties_go_against_the_auditor():
+    for included in (np.arange(200) >= 100, np.arange(200) < 100):
+        assert audit_scores(np.zeros(200), included, 0.0).correct == 0
+
+
 def test_estimates_of_scores_without_spread():
     included = np.array([True, True, False, False])
     assert audit_estimate(np.array([1.0, 1, 0, 0]), included, 1e-5) == math.inf
