@@ -157,9 +157,8 @@ def test_the_table_has_a_row_for_each_evaluation(linear, sweep, tmp_path):
         [rate, seed, number] for rate in RATES for seed in (3, 4) for number in (3, 4)
     ]
     assert frame["test_loss"].notna().all()
-    trials = [
-        one._replace(history=fe.History({**one.history, "test_loss": np.full(4, np.nan)})) for one in result.trials
-    ]
+    nothing = dict.fromkeys(("test_loss", "test_accuracy"), np.full(4, np.nan))
+    trials = [one._replace(history=fe.History({**one.history, **nothing})) for one in result.trials]
     diverged = result._replace(trials=(*trials[:2], *result.trials[2:])).table()
     assert diverged["round"].tolist() == [3, 4] * 6 and np.isnan(diverged["test_loss"][:4]).all()
     result.to_csv(tmp_path / "sweep.csv")
