@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from fedjax_edge.core import checks
+from fedjax_edge.core.backend import is_cpu
 from fedjax_edge.models import winograd
-from fedjax_edge.models.backend import is_cpu
 
 _WIDE = (jnp.float32, jnp.float64)
 

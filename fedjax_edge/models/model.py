@@ -9,8 +9,8 @@ from flax import linen, nnx
 from flax.core import meta
 
 from fedjax_edge.core import checks
+from fedjax_edge.core.backend import only_shapes
 from fedjax_edge.core.protocols import PyTree
-from fedjax_edge.models.backend import only_shapes
 
 
 class Model(NamedTuple):

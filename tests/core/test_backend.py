@@ -1,6 +1,6 @@
 import jax
 
-from fedjax_edge.models.backend import is_cpu, only_shapes
+from fedjax_edge.core.backend import is_cpu, only_shapes
 
 
 def test_only_shapes_are_the_same_everywhere(monkeypatch):
