@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from fedjax_edge.core.bundle import bundle, unbundle
 from fedjax_edge.core.hosts import replicated
 from fedjax_edge.core.plan import Plan
 from fedjax_edge.core.protocols import PyTree
@@ -68,8 +69,13 @@ def _deal(cost: jax.Array | None, count: int, plan: Plan) -> jax.Array:
     return order.reshape(-1, plan.width)[table.T]
 
 
-def _scan_chunks(fn: ClientFn, shared: PyTree, clients: PyTree, active: jax.Array) -> tuple[PyTree, PyTree]:
-    """Scans over chunks on one device: leaves [chunks, width, ...] give a sum [...] and rows [chunks, width, ...]."""
+def _scan_chunks(
+    fn: ClientFn, shared: PyTree, clients: PyTree, active: jax.Array, combine: Callable[[PyTree], PyTree] = lambda x: x
+) -> tuple[PyTree, PyTree]:
+    """Scans over chunks on one device: leaves [chunks, width, ...] give a sum [...] and rows [chunks, width, ...].
+
+    `combine` adds the sums of all devices.
+    """
 
     def one(client: PyTree, is_active: jax.Array) -> tuple[PyTree, PyTree]:
         return zero_unless(is_active, fn(shared, client, is_active))
@@ -86,19 +92,21 @@ def _scan_chunks(fn: ClientFn, shared: PyTree, clients: PyTree, active: jax.Arra
 
     def step(total: PyTree, slot: tuple[PyTree, jax.Array]) -> tuple[PyTree, PyTree]:
         to_sum, rows = chunk(*slot)
-        return optax.tree.add(total, to_sum), rows
+        return optax.tree.add(total, bundle(to_sum)), rows
 
     first = jax.tree.map(lambda leaf: leaf[0], (clients, active))
-    zeros = optax.tree.zeros_like(jax.eval_shape(chunk, *first)[0])
-    return jax.lax.scan(step, zeros, (clients, active))
+    shapes = jax.eval_shape(chunk, *first)[0]
+    zeros = optax.tree.zeros_like(jax.eval_shape(bundle, shapes))
+    total, rows = jax.lax.scan(step, zeros, (clients, active))
+    return unbundle(combine(total), shapes), rows
 
 
 def _over_devices(fn: ClientFn, devices: int) -> Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]]:
     """Returns `_scan_chunks` spread over devices: leaves [devices, chunks, width, ...], and one sum at the end."""
 
     def on_one_device(shared: PyTree, clients: PyTree, active: jax.Array) -> tuple[PyTree, PyTree]:
-        total, rows = _scan_chunks(fn, shared, *jax.tree.map(lambda leaf: leaf[0], (clients, active)))
-        return jax.lax.psum(total, AXIS), rows
+        own = jax.tree.map(lambda leaf: leaf[0], (clients, active))
+        return _scan_chunks(fn, shared, *own, combine=lambda total: jax.lax.psum(total, AXIS))
 
     split = PartitionSpec(AXIS)
     return jax.shard_map(

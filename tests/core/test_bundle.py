@@ -1,0 +1,35 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedjax_edge.core.bundle import SMALL, bundle, unbundle
+
+DTYPES = ["float32", "int32", "bfloat16", "uint8", "bool"]
+SHAPES = [(), (0,), (3,), (2, 5), (SMALL,), (SMALL + 1,), (2, SMALL)]
+leaves = st.lists(st.tuples(st.sampled_from(SHAPES), st.sampled_from(DTYPES)), max_size=12)
+
+
+def trees(shapes_and_dtypes):
+    rng = np.random.default_rng(0)
+    arrays = [jnp.asarray(rng.integers(0, 2, shape)).astype(dtype) for shape, dtype in shapes_and_dtypes]
+    return {"first": arrays[::2], "rest": (arrays[1::2], None)}
+
+
+@given(leaves)
+def test_round_trip(shapes_and_dtypes):
+    tree = trees(shapes_and_dtypes)
+    back = unbundle(bundle(tree), jax.eval_shape(lambda: tree))
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+@given(leaves)
+def test_one_array_for_the_small_leaves_of_a_dtype(shapes_and_dtypes):
+    bundled = bundle(trees(shapes_and_dtypes))
+    small = [dtype for shape, dtype in shapes_and_dtypes if np.prod(shape) <= SMALL]
+    assert sorted(bundled.small) == sorted(set(small))
+    assert len(bundled.large) == len(shapes_and_dtypes) - len(small)
