@@ -1,5 +1,6 @@
 """DP-SGD on the device: the gradient of a batch with each example's clipped, and noise in every step."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -112,7 +113,7 @@ def dp_sgd(
         def add_chunk(totals: PyTree, rows: jax.Array) -> tuple[PyTree, None]:
             several = jax.vmap(one)(jnp.minimum(rows, mask.size - 1))
             several = jax.vmap(zero_unless)(rows < mask.size, several)
-            return optax.tree.add(totals, jax.tree.map(lambda leaf: leaf.sum(0), several)), None
+            return optax.tree.add(totals, jax.tree.map(lambda leaf: functools.reduce(jnp.add, leaf), several)), None
 
         width = min(chunk, mask.size)
         rows = jnp.arange(-(-mask.size // width) * width, dtype=jnp.int32).reshape(-1, width)
