@@ -22,6 +22,7 @@ A client's stream in a round depends on nothing but the run key, the round and t
 from enum import IntEnum
 
 import jax
+import jax.numpy as jnp
 
 
 class RunStream(IntEnum):
@@ -57,9 +58,14 @@ def derive(key: jax.Array, *path: IntEnum | int | jax.Array) -> jax.Array:
     >>> bool(derive(key, RunStream.COHORT, 3) == jax.random.fold_in(jax.random.fold_in(key, 1), 3))
     True
     """
-    for step in path:
-        key = jax.random.fold_in(key, step)
-    return key
+    if len(path) == 1:
+        return jax.random.fold_in(key, path[0])
+    steps = jnp.stack([jnp.asarray(step).astype(jnp.uint32) for step in path])
+    return jax.lax.scan(_fold_in, key, steps)[0]  # one hash to compile, whatever the length
+
+
+def _fold_in(key: jax.Array, step: jax.Array) -> tuple[jax.Array, None]:
+    return jax.random.fold_in(key, step), None
 
 
 def client_key(run_key: jax.Array, round_number: jax.Array, client: jax.Array) -> jax.Array:

@@ -101,12 +101,12 @@ def federated(
     def one_client(shared: tuple, slot: tuple, active: jax.Array) -> tuple[PyTree, PyTree]:
         message, population, aggregator_state, round_key = shared
         client_id, client_state, uplink_state, bits_down = slot
-        key = derive(round_key, client_id)
         examples = population.examples(client_id)
         examples = examples._replace(size=jnp.where(active, examples.size, 0))
 
-        output = train(message, examples, client_state, derive(key, ClientStream.TRAINING))
-        received, memory, bits = uplink.apply(output.update, uplink_state, derive(key, ClientStream.UPLINK))
+        output = train(message, examples, client_state, derive(round_key, client_id, ClientStream.TRAINING))
+        uplink_key = derive(round_key, client_id, ClientStream.UPLINK)
+        received, memory, bits = uplink.apply(output.update, uplink_state, uplink_key)
         contribution = aggregator.contribution(received, output.weight, aggregator_state)
         counts = is_finite((received, output.weight, contribution, output.state, memory))
 
