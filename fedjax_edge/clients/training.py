@@ -10,6 +10,7 @@ import optax
 from fedjax_edge.core import checks
 from fedjax_edge.core.keys import TrainingStream, derive
 from fedjax_edge.core.losses import example_losses, masked_sum, masked_sums, take_rows
+from fedjax_edge.core.narrow import flip_narrow
 from fedjax_edge.core.permutation import permutation
 from fedjax_edge.core.protocols import Examples, LossFn, Mean, PyTree
 
@@ -73,18 +74,19 @@ def local_training(
     if gradient is not None and batch_size is None:
         raise ValueError("a gradient of mini-batches needs a batch_size: a full batch is taken in chunks")
     gradient = gradient or batch_gradient
+    loss_fn = jax.jit(loss_fn, inline=True)  # so that it is traced once
 
     def train(params: PyTree, examples: Examples, key: jax.Array, adjust: Callable | None = None) -> Trained:
         batches = jnp.int32(1) if batch_size is None else _ceil_div(examples.size, batch_size)
         num_steps = jnp.where(examples.size > 0, steps or epochs * batches, 0).astype(jnp.int32)
-        batches_key, loss_key = derive(key, TrainingStream.BATCHES), derive(key, TrainingStream.LOSS)
 
         def take_step(carry: tuple, gradient_fn: GradientFn, step: jax.Array) -> tuple:
-            params, optimizer_state, metrics = carry
-            direction, sums = gradient_fn(params, derive(loss_key, step))
+            params, optimizer_state, metrics = flip_narrow(carry, start)
+            direction, sums = gradient_fn(params, derive(key, TrainingStream.LOSS, step))
             direction = direction if adjust is None else adjust(direction, params)
             updates, optimizer_state = optimizer.update(direction, optimizer_state, params)
-            return optax.apply_updates(params, updates), optimizer_state, optax.tree.add(metrics, sums)
+            params, metrics = optax.apply_updates(params, updates), optax.tree.add(metrics, sums)
+            return flip_narrow((params, optimizer_state, metrics), start)
 
         def full_batch_step(step: jax.Array, carry: tuple) -> tuple:
             return take_step(carry, lambda p, k: full_batch_gradient(loss_fn, p, examples, k), step)
@@ -92,7 +94,7 @@ def local_training(
         def block(number: jax.Array, carry: tuple) -> tuple:
             epoch, first_batch = jax.lax.div(number, blocks), jax.lax.rem(number, blocks) * block_batches
             first_step = epoch * batches + first_batch
-            shuffle = permutation(derive(batches_key, epoch), examples.size)
+            shuffle = permutation(derive(key, TrainingStream.BATCHES, epoch), examples.size)
             first = (first_batch + jnp.arange(block_batches, dtype=jnp.int32)) * batch_size
             positions = first[:, None] + jnp.arange(batch_size, dtype=jnp.int32)[None, :]
             rows = examples.start + shuffle(jnp.minimum(positions, examples.size - 1))
@@ -105,14 +107,17 @@ def local_training(
             steps_left = jnp.minimum(batches - first_batch, num_steps - first_step)
             return jax.lax.fori_loop(0, jnp.minimum(block_batches, steps_left), mini_batch_step, carry)
 
-        carry = (params, optimizer.init(params), zero_metrics(loss_fn, params, examples.columns, key))
+        no_metrics = zero_metrics(loss_fn, params, examples.columns, key, batch_size or FULL_BATCH_CHUNK)
+        start = (params, optimizer.init(params), no_metrics)
+        carry = flip_narrow(start, start)
         if batch_size is None:
-            params, _, metrics = jax.lax.fori_loop(0, num_steps, full_batch_step, carry)
+            carry = jax.lax.fori_loop(0, num_steps, full_batch_step, carry)
         else:
             block_batches = max(1, SHUFFLE_BLOCK // batch_size)
             blocks = _ceil_div(batches, block_batches)  # of an epoch
             num_epochs = _ceil_div(num_steps, jnp.maximum(batches, 1))
-            params, _, metrics = jax.lax.fori_loop(0, num_epochs * blocks, block, carry)
+            carry = jax.lax.fori_loop(0, num_epochs * blocks, block, carry)
+        params, _, metrics = flip_narrow(carry, start)
         return Trained(params, num_steps, metrics)
 
     return train
@@ -123,11 +128,13 @@ def batch_gradient(
 ) -> tuple[PyTree, dict[str, Mean]]:
     """Returns the gradient of the sum of the real examples' losses divided by `count`, and the metrics' sums."""
 
-    def loss(params: PyTree) -> tuple[jax.Array, dict[str, Mean]]:
-        losses, metrics = example_losses(loss_fn, params, batch, key)
+    def loss(flipped: PyTree) -> tuple[jax.Array, dict[str, Mean]]:
+        losses, metrics = example_losses(loss_fn, flip_narrow(flipped, params), batch, key)
         return masked_sum(losses, mask) / count, masked_sums(metrics, mask)
 
-    return jax.grad(loss, has_aux=True)(params)
+    gradient, sums = jax.grad(loss, has_aux=True)(flip_narrow(params, params))
+    # Without the barrier XLA would take the gradient the other way, and the step's new parameters with it.
+    return flip_narrow(jax.lax.optimization_barrier(gradient), params), sums
 
 
 def full_batch_gradient(
@@ -143,14 +150,14 @@ def full_batch_gradient(
         gradient = batch_gradient(loss_fn, params, batch, position < examples.size, count, chunk_key)
         return optax.tree.add(carry, gradient)
 
-    zeros = (optax.tree.zeros_like(params), zero_metrics(loss_fn, params, examples.columns, key))
+    zeros = (optax.tree.zeros_like(params), zero_metrics(loss_fn, params, examples.columns, key, FULL_BATCH_CHUNK))
     return jax.lax.fori_loop(0, _ceil_div(examples.size, FULL_BATCH_CHUNK), add_chunk, zeros)
 
 
-def zero_metrics(loss_fn: LossFn, params: PyTree, columns: PyTree, key: jax.Array) -> dict[str, Mean]:
-    """Returns the metrics of no examples, checking on the way what `loss_fn` returns."""
-    two = jnp.zeros(2, jnp.int32)
-    metrics = jax.eval_shape(lambda: example_losses(loss_fn, params, take_rows(columns, two), key)[1])
+def zero_metrics(loss_fn: LossFn, params: PyTree, columns: PyTree, key: jax.Array, batch_size: int) -> dict[str, Mean]:
+    """Returns the metrics of no examples, checking on the way what `loss_fn` returns for a batch."""
+    rows = jnp.zeros(batch_size, jnp.int32)
+    metrics = jax.eval_shape(lambda: example_losses(loss_fn, params, take_rows(columns, rows), key)[1])
     return {name: Mean(jnp.float32(0), jnp.float32(0)) for name in metrics}
 
 

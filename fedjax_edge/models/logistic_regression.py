@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_edge.core import checks
+from fedjax_edge.models.dot_general import dot_general
 from fedjax_edge.models.model import Model, from_linen
 
 
@@ -13,7 +14,7 @@ class _LogisticRegression(nn.Module):
 
     @nn.compact
     def __call__(self, images):
-        return nn.Dense(self.num_classes)(images.reshape(images.shape[0], -1))
+        return nn.Dense(self.num_classes, dot_general=dot_general)(images.reshape(images.shape[0], -1))
 
 
 def logistic_regression(num_classes: int = 10, input_shape: tuple[int, ...] = (28, 28)) -> Model:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fedjax_edge.core import checks
+from fedjax_edge.models.dot_general import dot_general
 from fedjax_edge.models.model import Model, from_linen
 
 
@@ -14,9 +15,9 @@ class _Mnist2nn(nn.Module):
     @nn.compact
     def __call__(self, images):
         x = images.reshape(images.shape[0], -1)
-        x = nn.relu(nn.Dense(200)(x))
-        x = nn.relu(nn.Dense(200)(x))
-        return nn.Dense(self.num_classes)(x)
+        x = nn.relu(nn.Dense(200, dot_general=dot_general)(x))
+        x = nn.relu(nn.Dense(200, dot_general=dot_general)(x))
+        return nn.Dense(self.num_classes, dot_general=dot_general)(x)
 
 
 def mnist_2nn(num_classes: int = 10, input_shape: tuple[int, ...] = (28, 28)) -> Model:

@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from fedjax_edge.core import checks
 from fedjax_edge.models.convolution import conv_general_dilated, max_pool
+from fedjax_edge.models.dot_general import dot_general
 from fedjax_edge.models.images import check_image_shape, with_channels
 from fedjax_edge.models.model import Model, from_linen
 
@@ -22,8 +23,8 @@ class _MnistCnn(nn.Module):
         x = with_channels(images)
         x = nn.relu(max_pool(_Conv(32)(x)))
         x = nn.relu(max_pool(_Conv(64)(x)))
-        x = nn.relu(nn.Dense(512)(x.reshape(x.shape[0], -1)))
-        return nn.Dense(self.num_classes)(x)
+        x = nn.relu(nn.Dense(512, dot_general=dot_general)(x.reshape(x.shape[0], -1)))
+        return nn.Dense(self.num_classes, dot_general=dot_general)(x)
 
 
 def mnist_cnn(num_classes: int = 10, image_shape: tuple[int, ...] = (28, 28)) -> Model:

@@ -209,3 +209,73 @@ def test_a_scalar_loss_is_an_error_before_training(key):
     train = local_training(lambda p, b, k: b["y"].mean(), optax.sgd(0.1), batch_size=4, epochs=1)
     with pytest.raises(TypeError, match=r"drop the `.mean\(\)`"):
         train(jnp.zeros(3), view(5), key)
+
+
+def reference(optimizer, params, examples, key, batch_size):
+    """The documented order and plain gradients, step by step."""
+    state = optimizer.init(params)
+    size = int(examples.size)
+    order = permutation(derive(key, TrainingStream.BATCHES, 0), size)(jnp.arange(size))
+    for start in range(0, size, batch_size):
+        batch = jax.tree.map(lambda column, rows=order[start : start + batch_size]: column[rows], examples.columns)
+        gradient = jax.grad(lambda p, batch=batch: logistic_loss(p, batch, None).mean())(params)
+        updates, state = optimizer.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def logistic_loss(params, batch, key):
+    logits = batch["x"] @ params["kernel"] + params["bias"][None]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+
+
+def by_rows():
+    """An optimizer to which rows and columns are not alike: each row's step has length 0.1."""
+
+    def update(gradient, state, params):
+        assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, params)
+        return jax.tree.map(lambda g: -0.1 * g / (1e-6 + jnp.linalg.norm(g, axis=-1, keepdims=True)), gradient), state
+
+    return optax.GradientTransformation(lambda params: (), update)
+
+
+@pytest.mark.parametrize("columns", [3, 40])
+@pytest.mark.parametrize("optimizer", [optax.sgd(0.1, momentum=0.9), optax.adamw(0.01), by_rows()])
+@pytest.mark.parametrize("vmapped", [False, True])
+def test_optimizers_see_matrices_as_they_are(key, columns, optimizer, vmapped):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(21, 60)).astype(np.float32), rng.integers(0, columns, 21)
+    examples = Examples({"x": x, "y": y}, jnp.int32(0), jnp.int32(21), jnp.int32(0))
+    params = {"kernel": rng.normal(size=(60, columns)).astype(np.float32), "bias": np.zeros(columns, np.float32)}
+    train = local_training(logistic_loss, optimizer, batch_size=4, epochs=1)
+    with jax.numpy_dtype_promotion("standard"):  # adam needs it
+        if vmapped:
+            twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)
+            trained = jax.tree.map(lambda leaf: leaf[1], jax.vmap(lambda p: train(p, examples, key).params)(twice))
+        else:
+            trained = jax.jit(train)(params, examples, key).params
+        expected = reference(optimizer, params, examples, key, 4)
+    chex.assert_trees_all_close(trained, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_batch_steps_alike(key):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(150, 60)).astype(np.float32), rng.integers(0, 3, 150)
+    examples = Examples({"x": x, "y": y}, jnp.int32(0), jnp.int32(150), jnp.int32(0))
+    params = {"kernel": rng.normal(size=(60, 3)).astype(np.float32), "bias": np.zeros(3, np.float32)}
+    train = local_training(logistic_loss, optax.sgd(0.1), batch_size=None, steps=1)
+    trained = jax.jit(train)(params, examples, key).params
+    gradient = jax.grad(lambda p: logistic_loss(p, examples.columns, None).mean())(params)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+    chex.assert_trees_all_close(trained, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_is_traced_once(key):
+    traces = []
+
+    def counted(params, batch, key):
+        traces.append(batch["x"].shape)
+        return squared_error(params, batch, key)
+
+    jax.make_jaxpr(local_training(counted, optax.sgd(0.1), batch_size=4, epochs=1))(jnp.zeros(3), view(9), key)
+    assert traces == [(4, 3)]

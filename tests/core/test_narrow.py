@@ -1,0 +1,37 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fedjax_edge.core.narrow import FEW_COLUMNS, flip_narrow, is_narrow
+
+
+@pytest.mark.parametrize(
+    ("shape", "narrow"),
+    [
+        ((784, 10), True),
+        ((FEW_COLUMNS + 1, FEW_COLUMNS), True),
+        ((FEW_COLUMNS + 2, FEW_COLUMNS + 1), False),
+        ((10, 10), False),
+        ((10, 784), False),
+        ((784,), False),
+        ((), False),
+        ((5, 5, 1), False),
+        ((0, 0), False),
+    ],
+)
+def test_narrow(shape, narrow):
+    assert is_narrow(jnp.zeros(shape)) is narrow
+    assert is_narrow(jax.ShapeDtypeStruct(shape, jnp.float32)) is narrow
+
+
+def test_only_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not is_narrow(jnp.zeros((784, 10)))
+
+
+def test_flipping_twice_returns_the_tree():
+    tree = {"kernel": jnp.arange(120.0).reshape(40, 3), "square": jnp.arange(9.0).reshape(3, 3), "bias": jnp.ones(3)}
+    flipped = flip_narrow(tree, tree)
+    assert jax.tree.map(jnp.shape, flipped) == {"kernel": (3, 40), "square": (3, 3), "bias": (3,)}
+    back = flip_narrow(flipped, tree)
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), back, tree))
