@@ -75,8 +75,8 @@ def _few_rows_jvp(primals, tangents):
     out = rows @ weights
     d_out = jnp.zeros_like(out) if type(d_rows) is SymbolicZero else d_rows @ weights
     if type(d_weights) is not SymbolicZero:
-        # Transposed: a sum of outer products, of rows of an array that the product with the identity keeps out of the
-        # sum's own loop, lest all that it was made of be computed again for every input.
+        # Transposed, this is a sum of outer products with the rows of the outputs' gradient. The product with the
+        # identity keeps that gradient an array of its own; otherwise XLA computes it again in the sum, for every input.
         d_out += jnp.eye(len(rows)) @ jnp.stack([(row[:, None] * d_weights).sum(0) for row in rows])
     return out, d_out
 
