@@ -58,9 +58,9 @@ def derive(key: jax.Array, *path: IntEnum | int | jax.Array) -> jax.Array:
     >>> bool(derive(key, RunStream.COHORT, 3) == jax.random.fold_in(jax.random.fold_in(key, 1), 3))
     True
     """
-    if len(path) == 1:
-        return jax.random.fold_in(key, path[0])
-    steps = jnp.stack([jnp.asarray(step).astype(jnp.uint32) for step in path])
+    if len(path) < 2:
+        return jax.random.fold_in(key, *path) if path else key
+    steps = jnp.stack([jnp.asarray(step, jnp.uint32) for step in path])
     return jax.lax.scan(_fold_in, key, steps)[0]  # one hash to compile, whatever the length
 
 

@@ -1,3 +1,5 @@
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -211,15 +213,20 @@ def test_a_scalar_loss_is_an_error_before_training(key):
         train(jnp.zeros(3), view(5), key)
 
 
+def decayed(gradient, params):
+    """An adjustment in which rows and columns are not alike."""
+    return jax.tree.map(lambda g, p: g + 0.1 * jnp.cumsum(p, axis=0), gradient, params)
+
+
 def reference(optimizer, params, examples, key, batch_size):
-    """The documented order and plain gradients, step by step."""
+    """The documented order and plain gradients, adjusted, step by step."""
     state = optimizer.init(params)
     size = int(examples.size)
     order = permutation(derive(key, TrainingStream.BATCHES, 0), size)(jnp.arange(size))
     for start in range(0, size, batch_size):
         batch = jax.tree.map(lambda column, rows=order[start : start + batch_size]: column[rows], examples.columns)
         gradient = jax.grad(lambda p, batch=batch: logistic_loss(p, batch, None).mean())(params)
-        updates, state = optimizer.update(gradient, state, params)
+        updates, state = optimizer.update(decayed(gradient, params), state, params)
         params = optax.apply_updates(params, updates)
     return params
 
@@ -242,12 +249,12 @@ def by_rows():
 @pytest.mark.parametrize("columns", [3, 40])
 @pytest.mark.parametrize("optimizer", [optax.sgd(0.1, momentum=0.9), optax.adamw(0.01), by_rows()])
 @pytest.mark.parametrize("vmapped", [False, True])
-def test_optimizers_see_matrices_as_they_are(key, columns, optimizer, vmapped):
+def test_optimizers_and_adjustments_see_matrices_as_they_are(key, columns, optimizer, vmapped):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(21, 60)).astype(np.float32), rng.integers(0, columns, 21)
     examples = Examples({"x": x, "y": y}, jnp.int32(0), jnp.int32(21), jnp.int32(0))
     params = {"kernel": rng.normal(size=(60, columns)).astype(np.float32), "bias": np.zeros(columns, np.float32)}
-    train = local_training(logistic_loss, optimizer, batch_size=4, epochs=1)
+    train = partial(local_training(logistic_loss, optimizer, batch_size=4, epochs=1), adjust=decayed)
     with jax.numpy_dtype_promotion("standard"):  # adam needs it
         if vmapped:
             twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params)

@@ -19,6 +19,14 @@ def test_every_stream_of_the_table_is_its_own():
     assert len(data) == len(keys)
 
 
+def test_a_path_folds_in_one_element_after_another():
+    root, path = jax.random.key(0), (3, jnp.int32(5), 2**32 - 1, RunStream.SERVER)
+    expected = root
+    for length in range(len(path) + 1):
+        assert derive(root, *path[:length]) == expected
+        expected = jax.random.fold_in(expected, path[length]) if length < len(path) else None
+
+
 def test_a_client_key_depends_on_nothing_else():
     root = jax.random.key(1)
     in_a_batch = jax.vmap(lambda client: client_key(root, jnp.int32(3), client))(jnp.array([8, 5, 2]))

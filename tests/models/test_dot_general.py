@@ -11,6 +11,7 @@ import fedjax_edge as fe
 from fedjax_edge.models.dot_general import dot_general
 
 LAYER = (((1,), (0,)), ((), ()))
+FUNCTIONS = (dot_general, lax.dot_general)
 
 
 def normal(seed, shape):
@@ -57,10 +58,6 @@ def test_vmapped_over_weights_and_batches(shapes):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-def count(text, operation):
-    return text.count(f" = {operation}[")
-
-
 def test_few_rows_multiply_no_matrices_for_the_gradient_of_the_weights():
     """Nothing of the weights' shape comes out of a product; with more rows something does."""
 
@@ -98,10 +95,7 @@ def test_all_else_is_that_of_lax(lhs, rhs, dims, options):
     assert ours == plain
 
 
-FUNCTIONS = (dot_general, lax.dot_general)
-
-
-def test_narrow_types_are_left_to_lax():
+def test_half_precision_is_left_to_lax():
     lhs, rhs = normal(0, (3, 40)).astype(jnp.bfloat16), normal(1, (40, 50)).astype(jnp.bfloat16)
     ours, plain = (str(jax.make_jaxpr(lambda a, b, f=f: f(a, b, LAYER))(lhs, rhs)) for f in FUNCTIONS)
     assert ours == plain
@@ -124,8 +118,7 @@ def test_layers_of_flax_take_it():
 
 
 @pytest.mark.parametrize("make", [fe.models.logistic_regression, fe.models.mnist_2nn])
-def test_models_train_as_with_plain_layers(make):
-    """One step of SGD from the same start, beside the model's own products written out."""
+def test_models_have_the_gradients_of_plain_layers(make):
     model = make()
     params = model.init(jax.random.key(0))
     images, labels = normal(1, (10, 28, 28)), jnp.arange(10)
