@@ -1,5 +1,6 @@
 """Several processes, on one host or on many, that run the same program on the devices of all of them."""
 
+import json
 from typing import Any
 
 import jax
@@ -8,13 +9,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 
-def agreed(value: int) -> int:
-    """Returns the first process's value in every process: what is measured, such as time, differs between them."""
+def agreed(value: Any) -> Any:
+    """Returns the first process's value, whatever JSON can hold, in every process: what is measured differs."""
     if jax.process_count() == 1:
         return value
-    from jax.experimental import multihost_utils
+    from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(broadcast_one_to_all(np.int32(text.size)))
+    return json.loads(bytes(broadcast_one_to_all(np.resize(text, size))))
 
 
 def replicated(tree: Any, sharding: NamedSharding) -> Any:

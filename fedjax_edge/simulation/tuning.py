@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.executor import on_all_devices
+from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.memory import available_bytes
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PyTree, Sampler
@@ -71,12 +72,13 @@ def tune_plan(
     arguments = on_all_devices((state, cohort, population), chosen)
     lowered = {width: _lower(algorithm, arguments, Plan(width, chosen.devices)) for width in widths}
     path = None if cache_dir is None else Path(cache_dir) / f"{_fingerprint(lowered)}.json"
-    if path is not None and path.exists():
-        timed = [Timed(*one) for one in json.loads(path.read_text())]
-    else:
-        timed = [one for width in widths if (one := _time(width, lowered[width], arguments, repeats)) is not None]
-        if path is not None and len(timed) == len(widths):  # memory that is short now may be free the next time
-            _write(path, timed)
+    known = agreed(json.loads(path.read_text()) if path is not None and path.exists() else None)
+    timed = known or agreed(
+        [one for width in widths if (one := _time(width, lowered[width], arguments, repeats)) is not None]
+    )
+    timed = [Timed(*one) for one in timed]
+    if path is not None and len(timed) == len(widths):  # memory that is short now may be free the next time
+        _write(path, timed)
     if not timed:
         raise ValueError(f"a round fits into free memory with none of widths={list(widths)}")
     fastest = min(timed, key=lambda one: one.seconds)
@@ -100,7 +102,7 @@ def _time(width: int, lowered: jax.stages.Lowered, arguments: tuple, repeats: in
     """Returns the time of a round, or None if it does not fit into memory."""
     compiled = lowered.compile()
     memory, free = compiled.memory_analysis().temp_size_in_bytes, available_bytes()
-    if free is not None and memory > free:
+    if not agreed(free is None or memory <= free):
         return None
 
     def seconds() -> float:

@@ -36,7 +36,10 @@ if int(processes) < 4:
     hosted = fe.run(make(0.05), params, fe.data.on_host(data), rounds=6, key=jax.random.key(7), **common)
     sweep = fe.sweep(make, {"learning_rate": [0.01, 0.05, 0.1]}, params, data, rounds=6, seeds=[7],
                      directory=checkpoints + "-trials", **common)
-    found |= dict(hosted=hosted.params["w"], sweep=[trial.history["test_loss"] for trial in sweep.trials])
+    for cache in (f"{checkpoints}-plan-{index}", checkpoints + "-nothing" * (index == "0") + "-plan-1"):
+        plan = fe.tune_plan(make(0.05), params, data, common["sampler"], widths=[1, 2], repeats=1, cache_dir=cache)
+    found |= dict(hosted=hosted.params["w"], sweep=[trial.history["test_loss"] for trial in sweep.trials],
+                  tuned=list(plan.reason.encode()))
 np.savez(out, **{name: np.asarray(value) for name, value in found.items()})
 """
 
@@ -71,5 +74,6 @@ def test_many_processes_get_what_one_gets(processes, alone, tmp_path):
     results = run(processes, tmp_path)
     for result in results:
         for name, value in result.items():
-            np.testing.assert_allclose(value, alone[name], rtol=1e-5, atol=1e-6, err_msg=name)
+            if name != "tuned":  # the times measured differ from run to run
+                np.testing.assert_allclose(value, alone[name], rtol=1e-5, atol=1e-6, err_msg=name)
             np.testing.assert_array_equal(value, results[0][name], err_msg=name)
