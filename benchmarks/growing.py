@@ -1,7 +1,8 @@
-"""W8: what a local step of ours costs as the cohort and the population grow; it should stay the same.
+"""W8: what a local step costs as the cohort and the population grow; it should stay the same.
 
-Two series of W7's perceptron: rounds of 10 to 10,000 of 10,000 clients of 6 examples, 1, 2, 4 and 8 times 100 among
-them; and rounds of 100 clients from populations of 1,000 to 1,000,000 clients of one example.
+Rounds of 10 to 10,000 of 10,000 clients of W7's perceptron, 1, 2, 4 and 8 times 100 among them, once with three steps a
+client (six examples) and once with six (60 examples); the first by hand as well. And rounds of 100 clients from
+populations of 1,000 to 1,000,000 clients of one example.
 """
 
 import tempfile
@@ -15,18 +16,23 @@ from measure import Row, Settings, in_turns, reported, warm_rounds
 from workloads import WORKLOADS, mnist_task
 
 COHORTS = (10, 100, 200, 400, 800, 1_000, 10_000)
+FEWER_COHORTS = (10, 100, 1_000, 10_000)
 POPULATIONS = (1_000, 10_000, 100_000, 1_000_000)
 STEPS = 30_000  # of one measurement
 
 
-def measured(data_dir: Path, venvs: Path, repeats: int) -> dict[str, Any]:
-    """Returns the cost of a local step for each size of both series, and how many times the cheapest the dearest is."""
+def measured(rivals: list[str], data_dir: Path, venvs: Path, repeats: int) -> dict[str, Any]:
+    """Returns the cost of a local step for each size of each series, and how many times the cheapest the dearest is."""
     series = {
-        "cohort": {cohort: ([6] * 10_000, 2, cohort) for cohort in COHORTS},
-        "population": {clients: ([1] * clients, 1, 100) for clients in POPULATIONS},
+        "cohort": ("ours", {cohort: ([6] * 10_000, 2, cohort) for cohort in COHORTS}),
+        "cohort, six steps": ("ours", {cohort: ([60] * 10_000, 10, cohort) for cohort in FEWER_COHORTS}),
+        "population": ("ours", {clients: ([1] * clients, 1, 100) for clients in POPULATIONS}),
     }
-    measured = {name: _series(sizes, data_dir, venvs, repeats) for name, sizes in series.items()}
-    return {"about": "seconds a local step of ours as the cohort and the population grow", **measured}
+    if "handwritten" in rivals:
+        by_hand = {cohort: ([6] * 10_000, 2, cohort) for cohort in FEWER_COHORTS}
+        series["cohort, by hand"] = ("handwritten", by_hand)
+    measured = {name: _series(*one, data_dir, venvs, repeats) for name, one in series.items()}
+    return {"about": "seconds a local step as the cohort and the population grow", **measured}
 
 
 def peak_over_that_of_w1(row: Row, data_dir: Path, venvs: Path) -> float | None:
@@ -41,7 +47,7 @@ def peak_over_that_of_w1(row: Row, data_dir: Path, venvs: Path) -> float | None:
     return row.peak_bytes / peak if row.peak_bytes and peak else None
 
 
-def _series(sizes: dict[int, tuple], data_dir: Path, venvs: Path, repeats: int) -> dict[str, Any]:
+def _series(who: str, sizes: dict[int, tuple], data_dir: Path, venvs: Path, repeats: int) -> dict[str, Any]:
     rows, sides, steps = {str(size): Row() for size in sizes}, {}, {}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         for name, (client_sizes, batch_size, cohort) in zip(rows, sizes.values(), strict=True):
@@ -49,7 +55,7 @@ def _series(sizes: dict[int, tuple], data_dir: Path, venvs: Path, repeats: int) 
                 task = mnist_task(data_dir, "perceptron", client_sizes, batch_size, cohort)
                 tasks.save(task, Path(folder) / name)
                 steps[name] = round(task.steps)
-                (side,) = start("ours", venvs)
+                side = start(who, venvs)[0]
                 stack.callback(side.close)
                 side.ask(do="prepare", task=str(Path(folder) / name), mode="")
                 rows[name].first = warm_rounds(1)(side, Path(folder) / "unused.npz")

@@ -95,7 +95,7 @@ def measured(name: str, rivals: list[str], options: Options) -> tuple[dict[str, 
     if name == "W6":
         return sweeping.measured(rivals, options.data_dir, options.venvs, options.repeats)
     if name == "W8":
-        return growing.measured(options.data_dir, options.venvs, options.repeats), {}
+        return growing.measured(rivals, options.data_dir, options.venvs, options.repeats), {}
     workload = WORKLOADS[name]
     if name == "W7":  # 10,000 models of 0.8 MB each
         held = {peer for peer, about in environments.PEERS.items() if not about.sums_as_it_goes}
