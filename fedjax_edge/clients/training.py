@@ -109,7 +109,7 @@ def local_training(
 
         no_metrics = zero_metrics(loss_fn, params, examples.columns, key, batch_size or FULL_BATCH_CHUNK)
         start = (params, optimizer.init(params), no_metrics)
-        carry = flip_narrow(start, start)
+        carry = flip_narrow(start)
         if batch_size is None:
             carry = jax.lax.fori_loop(0, num_steps, full_batch_step, carry)
         else:
@@ -132,7 +132,7 @@ def batch_gradient(
         losses, metrics = example_losses(loss_fn, flip_narrow(flipped, params), batch, key)
         return masked_sum(losses, mask) / count, masked_sums(metrics, mask)
 
-    gradient, sums = jax.grad(loss, has_aux=True)(flip_narrow(params, params))
+    gradient, sums = jax.grad(loss, has_aux=True)(flip_narrow(params))
     # Without the barrier XLA would take the gradient the other way, and the step's new parameters with it.
     return flip_narrow(jax.lax.optimization_barrier(gradient), params), sums
 

@@ -1,45 +1,52 @@
 """A tree's small arrays as one: a dozen counters are then added in one operation, and sent in one message."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from fedjax_edge.core.narrow import flip_narrow
 from fedjax_edge.core.protocols import PyTree
 
 SMALL = 4096  # numbers at most; to copy more costs more than it saves
 
 
-class Bundle(NamedTuple):
+@partial(jax.tree_util.register_dataclass, data_fields=("large", "small"), meta_fields=("leaves", "structure"))
+@dataclass(frozen=True)
+class Bundle:
     """The leaves of a tree."""
 
     large: list[jax.Array]
     small: dict[str, jax.Array]  # by dtype: all its small leaves, end to end
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+    structure: jax.tree_util.PyTreeDef
 
 
 def bundle(tree: PyTree) -> Bundle:
-    """Returns the leaves of a tree of arrays with the small ones of each dtype made one."""
-    leaves = jax.tree.leaves(tree)
+    """Returns the leaves of a tree of arrays: large ones as they lie best in memory, the small of each dtype as one."""
+    leaves, structure = jax.tree.flatten(tree)
+    large = flip_narrow([leaf for leaf in leaves if not _is_small(leaf)])
     small: dict[str, list[jax.Array]] = {}
     for leaf in filter(_is_small, leaves):
         small.setdefault(str(leaf.dtype), []).append(jnp.ravel(leaf))
-    large = [leaf for leaf in leaves if not _is_small(leaf)]
-    return Bundle(large, {dtype: jnp.concatenate(parts) for dtype, parts in small.items()})
+    small = {dtype: jnp.concatenate(parts) for dtype, parts in small.items()}
+    return Bundle(large, small, tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves), structure)
 
 
-def unbundle(bundled: Bundle, like: PyTree) -> PyTree:
-    """Returns the tree that was bundled; `like` has its structure, shapes and dtypes."""
+def unbundle(bundled: Bundle) -> PyTree:
+    """Returns the tree that was bundled; or, where bundles were stacked along new first axes, a tree of stacks."""
     large, taken = iter(bundled.large), dict.fromkeys(bundled.small, 0)
 
     def leaf(own: jax.ShapeDtypeStruct) -> jax.Array:
         if not _is_small(own):
-            return next(large)
-        dtype, count = str(own.dtype), math.prod(own.shape)
-        first, taken[dtype] = taken[dtype], taken[dtype] + count
-        return bundled.small[dtype][first : first + count].reshape(own.shape)
+            return flip_narrow(next(large), own)
+        end_to_end, count = bundled.small[str(own.dtype)], math.prod(own.shape)
+        first, taken[str(own.dtype)] = taken[str(own.dtype)], taken[str(own.dtype)] + count
+        return end_to_end[..., first : first + count].reshape(*end_to_end.shape[:-1], *own.shape)
 
-    return jax.tree.map(leaf, like)
+    return bundled.structure.unflatten(map(leaf, bundled.leaves))
 
 
 def _is_small(leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fedjax_edge.core.bundle import bundle, unbundle
+from fedjax_edge.core.bundle import Bundle, bundle, unbundle
 from fedjax_edge.core.hosts import replicated
 from fedjax_edge.core.plan import Plan
 from fedjax_edge.core.protocols import PyTree
@@ -70,35 +70,34 @@ def _deal(cost: jax.Array | None, count: int, plan: Plan) -> jax.Array:
 
 
 def _scan_chunks(
-    fn: ClientFn, shared: PyTree, clients: PyTree, active: jax.Array, combine: Callable[[PyTree], PyTree] = lambda x: x
+    fn: ClientFn, shared: PyTree, clients: PyTree, active: jax.Array, combine: Callable[[Bundle], Bundle] = lambda x: x
 ) -> tuple[PyTree, PyTree]:
     """Scans over chunks on one device: leaves [chunks, width, ...] give a sum [...] and rows [chunks, width, ...].
 
-    `combine` adds the sums of all devices.
+    `combine` adds the sums of all devices, bundled.
     """
 
     def one(client: PyTree, is_active: jax.Array) -> tuple[PyTree, PyTree]:
         return zero_unless(is_active, fn(shared, client, is_active))
 
-    def chunk_of_one(client: PyTree, is_active: jax.Array) -> tuple[PyTree, PyTree]:
+    def chunk_of_one(client: PyTree, is_active: jax.Array) -> tuple[Bundle, PyTree]:
         to_sum, row = one(*jax.tree.map(lambda leaf: leaf[0], (client, is_active)))
-        return to_sum, jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), row)
+        return bundle(to_sum), jax.tree.map(lambda leaf: jnp.expand_dims(leaf, 0), row)
 
-    def chunk_of_many(client: PyTree, is_active: jax.Array) -> tuple[PyTree, PyTree]:
+    def chunk_of_many(client: PyTree, is_active: jax.Array) -> tuple[Bundle, PyTree]:
         to_sum, rows = jax.vmap(one)(client, is_active)
-        return jax.tree.map(lambda leaf: leaf.sum(0, dtype=leaf.dtype), to_sum), rows
+        return bundle(jax.tree.map(lambda leaf: leaf.sum(0, dtype=leaf.dtype), to_sum)), rows
 
-    chunk = chunk_of_one if active.shape[1] == 1 else chunk_of_many
+    chunk = jax.jit(chunk_of_one if active.shape[1] == 1 else chunk_of_many, inline=True)  # so that it is traced once
 
-    def step(total: PyTree, slot: tuple[PyTree, jax.Array]) -> tuple[PyTree, PyTree]:
+    def step(total: Bundle, slot: tuple[PyTree, jax.Array]) -> tuple[Bundle, PyTree]:
         to_sum, rows = chunk(*slot)
-        return optax.tree.add(total, bundle(to_sum)), rows
+        return optax.tree.add(total, to_sum), rows
 
     first = jax.tree.map(lambda leaf: leaf[0], (clients, active))
-    shapes = jax.eval_shape(chunk, *first)[0]
-    zeros = optax.tree.zeros_like(jax.eval_shape(bundle, shapes))
+    zeros = optax.tree.zeros_like(jax.eval_shape(chunk, *first)[0])
     total, rows = jax.lax.scan(step, zeros, (clients, active))
-    return unbundle(combine(total), shapes), rows
+    return unbundle(combine(total)), rows
 
 
 def _over_devices(fn: ClientFn, devices: int) -> Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]]:

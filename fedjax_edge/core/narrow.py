@@ -4,7 +4,6 @@ Their rows are too short for its vectors, and models side by side would not make
 """
 
 import jax
-import jax.numpy as jnp
 
 from fedjax_edge.core.backend import is_cpu
 from fedjax_edge.core.protocols import PyTree
@@ -14,9 +13,13 @@ FEW_COLUMNS = 32  # with more, products of small batches were as fast either way
 
 def is_narrow(leaf: jax.Array) -> bool:
     """Returns whether an array is a matrix of few columns, and of more rows, on a CPU."""
-    return jnp.ndim(leaf) == 2 and leaf.shape[1] <= min(FEW_COLUMNS, leaf.shape[0] - 1) and is_cpu()
+    return len(leaf.shape) == 2 and leaf.shape[1] <= min(FEW_COLUMNS, leaf.shape[0] - 1) and is_cpu()
 
 
-def flip_narrow(tree: PyTree, like: PyTree) -> PyTree:
-    """Returns `tree` with those leaves transposed that are narrow in `like`, a tree of the same structure."""
-    return jax.tree.map(lambda leaf, own: leaf.T if is_narrow(own) else leaf, tree, like)
+def flip_narrow(tree: PyTree, like: PyTree | None = None) -> PyTree:
+    """Returns `tree` with its narrow leaves transposed; or those that are narrow in `like`, of the same structure.
+
+    Leaves may be stacked along more axes than those of `like`.
+    """
+    like = tree if like is None else like
+    return jax.tree.map(lambda leaf, own: leaf.swapaxes(-1, -2) if is_narrow(own) else leaf, tree, like)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_edge.core import checks
+from fedjax_edge.core.bundle import bundle, unbundle
 from fedjax_edge.core.counts import Count
 from fedjax_edge.core.executor import ClientFn, map_clients
 from fedjax_edge.core.keys import ClientStream, RunStream, derive
@@ -97,18 +98,17 @@ def federated(
             round=jnp.int32(0),
         )
 
-    @partial(jax.jit, inline=True)  # so that it is traced once, wherever the executor calls it
     def one_client(shared: tuple, slot: tuple, active: jax.Array) -> tuple[PyTree, PyTree]:
         message, population, aggregator_state, round_key = shared
         client_id, client_state, uplink_state, bits_down = slot
         examples = population.examples(client_id)
         examples = examples._replace(size=jnp.where(active, examples.size, 0))
 
-        output = train(message, examples, client_state, derive(round_key, client_id, ClientStream.TRAINING))
+        output = train(unbundle(message), examples, client_state, derive(round_key, client_id, ClientStream.TRAINING))
         uplink_key = derive(round_key, client_id, ClientStream.UPLINK)
         received, memory, bits = uplink.apply(output.update, uplink_state, uplink_key)
-        contribution = aggregator.contribution(received, output.weight, aggregator_state)
-        counts = is_finite((received, output.weight, contribution, output.state, memory))
+        contribution = bundle(aggregator.contribution(received, output.weight, aggregator_state))
+        counts = is_finite((bundle(received), output.weight, contribution, output.state, memory))
 
         record = RoundRecord(
             metrics={name: zero_unless(counts & is_finite(mean), mean) for name, mean in output.metrics.items()},
@@ -128,7 +128,8 @@ def federated(
             server.broadcast(state.server), state.downlink, derive(state.key, RunStream.DOWNLINK, state.round)
         )
         plan = plan or choose_plan(message, len(cohort.ids))
-        shared = (message, population, state.aggregator, derive(state.key, RunStream.CLIENTS, state.round))
+        round_key = derive(state.key, RunStream.CLIENTS, state.round)
+        shared = (bundle(message), population, state.aggregator, round_key)
         state_rows = population.state_row(cohort.ids)
         client_states, uplink_states, received = gather((state.clients, state.uplink, state.received), state_rows)
 
@@ -143,7 +144,7 @@ def federated(
             _check_stack_fits(one_client, shared, slots)
         (total, record), (rows, counts, states) = map_clients(one_client, shared, slots, cohort.present, plan, cost)
 
-        total = Stacked(rows, counts) if aggregator.stacked else total
+        total = Stacked(unbundle(rows), counts) if aggregator.stacked else unbundle(total)
         key = derive(state.key, RunStream.SERVER, state.round)
         aggregate, aggregator_state = aggregator.finish(total, state.aggregator, key)
         clients, memories = scatter((state.clients, state.uplink), state_rows, states, counts)

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from fedjax_edge.core.bundle import Bundle, unbundle
 from fedjax_edge.core.executor import on_all_devices
 from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.protocols import Cohort, PyTree, Sampler
@@ -63,7 +64,7 @@ def start_hosted(
             schedule = pace.schedule(number, number + 1)
             state, report = _run_on_view(state, schedule, next(views), columns, variant, program)
             reports.append(jax.tree.map(lambda leaf: leaf[0], report))
-        return state, jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(reports))
+        return state, unbundle(jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(reports)))
 
     return state, advance
 
@@ -122,7 +123,7 @@ def cohort_views(
 
 def _run_on_view(
     state: RoundState, schedule: Schedule, view: CohortView, columns: PyTree, variant: Variant, program: Program
-) -> tuple[RoundState, Report]:
+) -> tuple[RoundState, Bundle]:
     """Runs one round; the clients' states go to the devices and come back."""
     kept, ids = [getattr(state, part) for part in PER_CLIENT], np.asarray(view.ids)
     present = ids < view.num_clients

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_edge.core.bundle import Bundle, bundle, unbundle
 from fedjax_edge.core.executor import on_all_devices
 from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.plan import Plan
@@ -76,14 +77,14 @@ Advance = Callable[[PyTree, int, int], tuple[PyTree, Report]]
 
 def run_rounds(
     state: PyTree, schedule: Schedule, population: Population, columns: PyTree, variant: Variant, program: Program
-) -> tuple[PyTree, Report]:
-    """Runs the rounds of a segment and returns the state and their reports, [LONGEST_SEGMENT]."""
+) -> tuple[PyTree, Bundle]:
+    """Runs the rounds of a segment and returns the state and their reports, bundled, [LONGEST_SEGMENT, ...]."""
     setup = program.recipe(variant.hyperparameters)
     algorithm = setup.algorithm
     loss_fn = program.loss_fn if setup.evaluation is None else setup.evaluation.loss_fn
 
     @partial(jax.jit, inline=True)  # so that it is traced once
-    def one_round(number: jax.Array, state: PyTree) -> tuple[PyTree, Report]:
+    def one_round(number: jax.Array, state: PyTree) -> tuple[PyTree, Bundle]:
         cohort = program.sampler.sample(derive(variant.key, RunStream.COHORT, number), number)
         state, record = algorithm.round(state, cohort, population, program.plan)
 
@@ -94,9 +95,9 @@ def run_rounds(
             return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(evaluate))
 
         is_due = is_evaluated(number + 1, schedule.rounds, schedule.eval_every)
-        return state, Report(record, jax.lax.cond(is_due, evaluate, skip))
+        return state, bundle(Report(record, jax.lax.cond(is_due, evaluate, skip)))
 
-    def step(number: jax.Array, carry: tuple[PyTree, Report]) -> tuple[PyTree, Report]:
+    def step(number: jax.Array, carry: tuple[PyTree, Bundle]) -> tuple[PyTree, Bundle]:
         state, reports = carry
         state, report = one_round(number, state)
         return state, jax.tree.map(lambda rows, row: rows.at[number - schedule.start].set(row), reports, report)
@@ -109,7 +110,7 @@ def run_rounds(
 @partial(jax.jit, static_argnames="program", donate_argnums=0)
 def run_segment(
     state: PyTree, schedule: Schedule, population: Population, columns: PyTree, variant: Variant, *, program: Program
-) -> tuple[PyTree, Report]:
+) -> tuple[PyTree, Bundle]:
     """`run_rounds` compiled, the state donated."""
     return run_rounds(state, schedule, population, columns, variant, program)
 
@@ -136,7 +137,7 @@ def start_resident(
     def advance(state: PyTree, start: int, stop: int) -> tuple[PyTree, Report]:
         schedule = pace.schedule(start, stop)
         state, reports = run_segment(state, schedule, population, columns, variant, program=program)
-        return state, jax.device_get(reports)
+        return state, unbundle(jax.device_get(reports))
 
     return state, advance
 

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fedjax_edge.core import checks
+from fedjax_edge.core.bundle import Bundle, unbundle
 from fedjax_edge.core.executor import map_clients, on_all_devices
 from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.plan import Plan, choose_plan
@@ -286,6 +287,7 @@ def _run_together(
             states, schedule, active, population, columns, variants, program=program, plan=plan, one_seed=one_seed
         )
         reports = jax.tree.map(lambda leaf: leaf.reshape(len(padded), *leaf.shape[2:]), jax.device_get(reports))
+        reports = unbundle(reports)
         seconds = (time.perf_counter() - started) / (stop - done)
         numbers = np.arange(done, stop) + 1
         for i, job in enumerate(jobs):
@@ -296,8 +298,13 @@ def _run_together(
 
 
 def _packed(trees: list[PyTree], plan: Plan) -> PyTree:
-    """Returns trees stacked to leaves [devices, width, ...]."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves).reshape(plan.devices, plan.width, *leaves[0].shape), *trees)
+    """Returns trees stacked to leaves [devices, width, ...]; all but keys on the host, where nothing is compiled."""
+
+    def pack(*leaves: jax.Array) -> jax.Array:
+        stack = jnp.stack if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key) else np.stack
+        return stack(leaves).reshape(plan.devices, plan.width, *leaves[0].shape)
+
+    return jax.tree.map(pack, *trees)
 
 
 @partial(jax.jit, static_argnames="program")
@@ -322,7 +329,7 @@ def sweep_segment(
     program: Program,
     plan: Plan,
     one_seed: bool,
-) -> tuple[PyTree, Report]:
+) -> tuple[PyTree, Bundle]:
     """`run_rounds` for packs of trials, leaves [devices, width, ...]; a pack that is not active runs none.
 
     The trials of a pack are vmapped. With `one_seed` they share their key, and so cohorts and batches: these are drawn
@@ -341,7 +348,7 @@ def sweep_segment(
                 state_axes, variant_axes = state_axes._replace(key=None), variant_axes._replace(key=None)
                 states, variants = (part._replace(key=part.key[0]) for part in (states, variants))
 
-        def one_trial(state: PyTree, variant: Variant) -> tuple[PyTree, Report]:
+        def one_trial(state: PyTree, variant: Variant) -> tuple[PyTree, Bundle]:
             return run_rounds(state, schedule, *data, variant, program)
 
         return (), jax.vmap(one_trial, (state_axes, variant_axes), axis_size=plan.width)(states, variants)

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from fedjax_edge.core.bundle import SMALL, bundle, unbundle
 
 DTYPES = ["float32", "int32", "bfloat16", "uint8", "bool"]
-SHAPES = [(), (0,), (3,), (2, 5), (SMALL,), (SMALL + 1,), (2, SMALL)]
-leaves = st.lists(st.tuples(st.sampled_from(SHAPES), st.sampled_from(DTYPES)), max_size=12)
+SHAPES = [(), (0,), (3,), (2, 5), (SMALL,), (SMALL + 1,), (2, SMALL), (SMALL, 2)]
+leaf = st.tuples(st.sampled_from(SHAPES), st.sampled_from(DTYPES))
+leaves = st.lists(leaf, max_size=12)
 
 
 def trees(shapes_and_dtypes):
@@ -20,11 +21,21 @@ def trees(shapes_and_dtypes):
 @given(leaves)
 def test_round_trip(shapes_and_dtypes):
     tree = trees(shapes_and_dtypes)
-    back = unbundle(bundle(tree), jax.eval_shape(lambda: tree))
+    back = unbundle(bundle(tree))
     assert jax.tree.structure(back) == jax.tree.structure(tree)
     for one, other in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
+
+
+@given(st.lists(leaf, min_size=1, max_size=12))
+def test_stacked_bundles_are_bundles_of_stacks(shapes_and_dtypes):
+    tree = trees(shapes_and_dtypes)
+    other = jax.tree.map(jnp.zeros_like, tree)
+    twice = jax.tree.map(lambda *leaves: jnp.stack(leaves), tree, other)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), bundle(tree), bundle(other))
+    jax.tree.map(np.testing.assert_array_equal, unbundle(stacked), twice)
+    jax.tree.map(np.testing.assert_array_equal, unbundle(jax.vmap(bundle)(twice)), twice)
 
 
 @given(leaves)

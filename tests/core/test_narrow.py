@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from fedjax_edge.core.narrow import FEW_COLUMNS, flip_narrow, is_narrow
@@ -31,7 +32,14 @@ def test_only_on_a_cpu(monkeypatch):
 
 def test_flipping_twice_returns_the_tree():
     tree = {"kernel": jnp.arange(120.0).reshape(40, 3), "square": jnp.arange(9.0).reshape(3, 3), "bias": jnp.ones(3)}
-    flipped = flip_narrow(tree, tree)
+    flipped = flip_narrow(tree)
     assert jax.tree.map(jnp.shape, flipped) == {"kernel": (3, 40), "square": (3, 3), "bias": (3,)}
     back = flip_narrow(flipped, tree)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), back, tree))
+
+
+def test_stacks_are_flipped_each():
+    tree = {"kernel": jnp.arange(240.0).reshape(2, 40, 3), "bias": jnp.ones((2, 3))}
+    flipped = flip_narrow(tree, jax.tree.map(lambda leaf: leaf[0], tree))
+    np.testing.assert_array_equal(flipped["kernel"], np.swapaxes(tree["kernel"], 1, 2))
+    np.testing.assert_array_equal(flipped["bias"], tree["bias"])
