@@ -1,4 +1,7 @@
-"""A tree's small arrays as one: a dozen counters are then added in one operation, and sent in one message."""
+"""A tree as few arrays: a dozen small ones are added in one operation, and sent in one message.
+
+Matrices of few columns lie in it transposed, so that a round handles them as its clients train them.
+"""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +19,7 @@ SMALL = 4096  # numbers at most; to copy more costs more than it saves
 @partial(jax.tree_util.register_dataclass, data_fields=("large", "small"), meta_fields=("leaves", "structure"))
 @dataclass(frozen=True)
 class Bundle:
-    """The leaves of a tree."""
+    """The leaves of a tree, and what it takes to return to it."""
 
     large: list[jax.Array]
     small: dict[str, jax.Array]  # by dtype: all its small leaves, end to end
@@ -25,7 +28,7 @@ class Bundle:
 
 
 def bundle(tree: PyTree) -> Bundle:
-    """Returns the leaves of a tree of arrays: large ones as they lie best in memory, the small of each dtype as one."""
+    """Returns the leaves of a tree of arrays, the small ones of each dtype made one."""
     leaves, structure = jax.tree.flatten(tree)
     large = flip_narrow([leaf for leaf in leaves if not _is_small(leaf)])
     small: dict[str, list[jax.Array]] = {}
