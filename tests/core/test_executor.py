@@ -43,6 +43,25 @@ def _steps_in_numpy(x, count):
     return x
 
 
+@pytest.mark.parametrize(("width", "devices"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_the_function_is_traced_once(width, devices):
+    traced = []
+
+    def count(shared, client, active):
+        traced.append(active)
+        return client, client
+
+    jax.jit(lambda x: map_clients(count, (), x, jnp.ones(4, bool), Plan(width, devices)))(jnp.ones((4, 2)))
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_matrix_of_few_columns_is_summed_like_any_other(devices):
+    client = jnp.asarray(np.random.default_rng(0).normal(size=(4, 1000, 7)), jnp.float32)
+    total, _ = map_clients(lambda s, c, a: (c, None), (), client, jnp.ones(4, bool), Plan(2, devices))
+    np.testing.assert_allclose(total, np.asarray(client).sum(0), rtol=1e-5, atol=1e-6)
+
+
 def test_an_inactive_client_adds_nothing_even_if_it_is_not_a_number():
     active = jnp.array([True, False, True])
     total, rows = map_clients(lambda s, c, a: (c, c), (), jnp.array([1.0, jnp.nan, 2.0]), active, Plan(2, 1))
