@@ -28,8 +28,8 @@ class Bundle:
 
 
 def bundle(tree: PyTree) -> Bundle:
-    """Returns the leaves of a tree of arrays, the small ones of each dtype made one."""
-    leaves, structure = jax.tree.flatten(tree)
+    """Returns the leaves of a tree of arrays, or of numbers, the small ones of each dtype made one."""
+    leaves, structure = jax.tree.flatten(jax.tree.map(jnp.asarray, tree))
     large = flip_narrow([leaf for leaf in leaves if not _is_small(leaf)])
     small: dict[str, list[jax.Array]] = {}
     for leaf in filter(_is_small, leaves):

@@ -77,7 +77,9 @@ def tune_plan(
         [one for width in widths if (one := _time(width, lowered[width], arguments, repeats)) is not None]
     )
     timed = [Timed(*one) for one in timed]
-    if path is not None and len(timed) == len(widths):  # memory that is short now may be free the next time
+    if (
+        path is not None and not path.exists() and len(timed) == len(widths)
+    ):  # memory that is short now may be free the next time
         _write(path, timed)
     if not timed:
         raise ValueError(f"a round fits into free memory with none of widths={list(widths)}")

@@ -38,6 +38,12 @@ def test_stacked_bundles_are_bundles_of_stacks(shapes_and_dtypes):
     jax.tree.map(np.testing.assert_array_equal, unbundle(jax.vmap(bundle)(twice)), twice)
 
 
+def test_numbers_are_arrays_of_their_dtype():
+    back = unbundle(bundle({"update": np.ones(3, np.float32), "weight": 1.0, "count": 2}))
+    assert jax.tree.map(jnp.result_type, back) == {"update": "float32", "weight": "float32", "count": "int32"}
+    assert (back["weight"], back["count"]) == (1.0, 2)
+
+
 @given(leaves)
 def test_one_array_for_the_small_leaves_of_a_dtype(shapes_and_dtypes):
     bundled = bundle(trees(shapes_and_dtypes))

@@ -250,3 +250,16 @@ def test_a_stack_says_how_much_memory_it_takes_before_it_takes_it(population, mo
     with pytest.raises(MemoryError, match=message):
         one_round(algorithm, population, cohort)
     one_round(federated(sends(client_number), optax.sgd(1.0), summing()), population, cohort)
+
+
+def test_a_contribution_may_hold_plain_numbers(population):
+    aggregator = Aggregator(
+        init=lambda update: (),
+        contribution=lambda update, weight, state: (update, 1.0),
+        finish=lambda total, state, key: (total[0] / total[1], state),
+    )
+    algorithm = federated(sends(lambda client, key: client.astype(jnp.float32)), optax.sgd(1.0), aggregator)
+    state = algorithm.init(jnp.zeros(2), jax.random.key(0), population)
+    cohort = Cohort(jnp.arange(5, dtype=jnp.int32), jnp.ones(5, bool))
+    state, _ = algorithm.round(state, cohort, population)
+    np.testing.assert_allclose(algorithm.params(state), [2, 2])
