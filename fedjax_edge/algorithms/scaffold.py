@@ -24,6 +24,7 @@ from fedjax_edge.core.protocols import (
 )
 from fedjax_edge.core.round import federated
 from fedjax_edge.core.transforms import IDENTITY
+from fedjax_edge.core.trees import at_least_float32
 
 
 class ParamsAndControl(NamedTuple):
@@ -86,8 +87,9 @@ def scaffold(
         return ClientOutput(update, examples.size.astype(jnp.float32), new_control, trained.metrics)
 
     def server_update(server: ParamsAndControl, aggregate: ParamsAndControl) -> ParamsAndControl:  # line 17
-        params = optax.tree.add_scale(server.params, server_learning_rate, aggregate.params)
-        return ParamsAndControl(params, optax.tree.add(server.control, aggregate.control))
+        wide = at_least_float32(server)
+        params = optax.tree.add_scale(wide.params, server_learning_rate, aggregate.params)
+        return optax.tree.cast_like(ParamsAndControl(params, optax.tree.add(wide.control, aggregate.control)), server)
 
     algorithm = federated(
         client=ClientUpdate(init=optax.tree.zeros_like, update=client_update),
@@ -114,7 +116,7 @@ def _cohort_and_population_mean(num_clients: int) -> Aggregator:
     """Line 16: the parameters' change averaged over the cohort, the controls' over the population."""
 
     def contribution(update: ParamsAndControl, weight: jax.Array, state: tuple) -> tuple[ParamsAndControl, jax.Array]:
-        return update, jnp.float32(1)
+        return at_least_float32(update), jnp.float32(1)
 
     def finish(
         total: tuple[ParamsAndControl, jax.Array], state: tuple, key: jax.Array

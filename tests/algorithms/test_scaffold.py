@@ -11,8 +11,9 @@ from fedjax_edge.core import make_plan
 from fedjax_edge.core.keys import ClientStream, TrainingStream, client_key, derive
 from fedjax_edge.core.permutation import permutation
 from fedjax_edge.core.protocols import Cohort
-from fedjax_edge.data.dataset import from_partition
-from fedjax_edge.data.samplers import cyclic
+from fedjax_edge.data.dataset import from_client_arrays, from_partition
+from fedjax_edge.data.samplers import cyclic, everyone
+from fedjax_edge.simulation import run
 
 KEY = jax.random.key(8)
 PLAN = make_plan(width=2)
@@ -183,6 +184,22 @@ def test_narrow_parameters_stay_narrow():
     cohort = Cohort(jnp.arange(3), jnp.ones(3, bool))
     after, _ = jax.eval_shape(partial(algorithm.round, plan=PLAN), state, cohort, data)
     assert jax.tree.map(lambda leaf: leaf.dtype, after) == jax.tree.map(lambda leaf: leaf.dtype, state)
+
+
+def test_many_narrow_changes_add_up_under_a_traced_rate():
+    def loss(params, batch, key):
+        return jnp.broadcast_to(-params["w"].sum(), batch["x"].shape).astype(jnp.float32)
+
+    def one_step(server_learning_rate):
+        return scaffold(loss, 1.0, server_learning_rate, num_clients=600, batch_size=None, steps=1)
+
+    result = run(
+        one_step, {"w": jnp.zeros(3, jnp.bfloat16)}, from_client_arrays([{"x": np.ones(1, np.float32)}] * 600),
+        sampler=everyone(600), rounds=1, key=KEY, hyperparameters={"server_learning_rate": 0.5},
+        plan=PLAN, progress=False,
+    )  # fmt: skip
+    assert result.params["w"].tolist() == [0.5] * 3 and result.params["w"].dtype == jnp.bfloat16
+    assert result.state.server.control["w"].tolist() == [-1.0] * 3
 
 
 @pytest.mark.parametrize(
