@@ -13,6 +13,7 @@ from fedjax_edge.core.losses import example_losses, masked_sum, masked_sums, tak
 from fedjax_edge.core.narrow import flip_narrow
 from fedjax_edge.core.permutation import permutation
 from fedjax_edge.core.protocols import Examples, LossFn, Mean, PyTree
+from fedjax_edge.core.trees import at_least_float32
 
 SHUFFLE_BLOCK = 128  # examples whose order is drawn at once: drawn within the step, XLA would do it for every column
 FULL_BATCH_CHUNK = 64  # examples whose gradient is taken at once, where a batch is all of a client's data
@@ -115,8 +116,9 @@ def local_training(
         else:
             block_batches = max(1, SHUFFLE_BLOCK // batch_size)
             blocks = _ceil_div(batches, block_batches)  # of an epoch
-            num_epochs = _ceil_div(num_steps, jnp.maximum(batches, 1))
-            carry = jax.lax.fori_loop(0, num_epochs * blocks, block, carry)
+            last_epoch = jnp.maximum(_ceil_div(num_steps, jnp.maximum(batches, 1)) - 1, 0)
+            blocks_of_last = _ceil_div(num_steps - last_epoch * batches, block_batches)
+            carry = jax.lax.fori_loop(0, last_epoch * blocks + blocks_of_last, block, carry)
         params, _, metrics = flip_narrow(carry, start)
         return Trained(params, num_steps, metrics)
 
@@ -147,11 +149,13 @@ def full_batch_gradient(
         position = chunk * FULL_BATCH_CHUNK + jnp.arange(FULL_BATCH_CHUNK, dtype=jnp.int32)
         batch = take_rows(examples.columns, examples.start + jnp.minimum(position, examples.size - 1))
         chunk_key = jax.random.fold_in(key, chunk)
-        gradient = batch_gradient(loss_fn, params, batch, position < examples.size, count, chunk_key)
-        return optax.tree.add(carry, gradient)
+        gradient, sums = batch_gradient(loss_fn, params, batch, position < examples.size, count, chunk_key)
+        return optax.tree.add(carry, (at_least_float32(gradient), sums))
 
-    zeros = (optax.tree.zeros_like(params), zero_metrics(loss_fn, params, examples.columns, key, FULL_BATCH_CHUNK))
-    return jax.lax.fori_loop(0, _ceil_div(examples.size, FULL_BATCH_CHUNK), add_chunk, zeros)
+    no_metrics = zero_metrics(loss_fn, params, examples.columns, key, FULL_BATCH_CHUNK)
+    zeros = (optax.tree.zeros_like(at_least_float32(params)), no_metrics)
+    gradient, sums = jax.lax.fori_loop(0, _ceil_div(examples.size, FULL_BATCH_CHUNK), add_chunk, zeros)
+    return optax.tree.cast_like(gradient, params), sums
 
 
 def zero_metrics(loss_fn: LossFn, params: PyTree, columns: PyTree, key: jax.Array, batch_size: int) -> dict[str, Mean]:

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from fedjax_edge.clients import local_training
+from fedjax_edge.clients import local_training, training
 from fedjax_edge.core import Examples, TrainingStream, derive, permutation
 
 
@@ -100,6 +100,35 @@ def test_a_full_batch_is_the_gradient_of_the_mean(key, size):
     expected = by_hand(np.zeros(3), examples, np.tile(np.arange(size), 2), size)
     np.testing.assert_allclose(trained.params, expected, rtol=1e-4, atol=1e-6)
     assert trained.metrics["loss"].count == 2 * size
+
+
+def test_a_narrow_gradient_of_many_chunks_keeps_them_all(key):
+    def loss(params, batch, key):
+        return jnp.broadcast_to(params.sum(), batch["x"].shape[:1]).astype(jnp.float32)
+
+    examples = view(64 * 512, total=64 * 512)  # each chunk adds 1 / 512, which bfloat16 would lose from 1 / 2 on
+    train = local_training(loss, optax.sgd(1.0), batch_size=None, steps=1)
+    assert jax.jit(train)(jnp.zeros(2, jnp.bfloat16), examples, key).params.tolist() == [-1.0, -1.0]
+
+
+@pytest.mark.parametrize(("steps", "blocks"), [(5, 1), (12, 1), (13, 2), (200, 17), (205, 18), (401, 35)])
+def test_no_more_examples_are_shuffled_than_the_steps_need(key, monkeypatch, steps, blocks):
+    drawn = []
+
+    def counted(key, size):
+        shuffle = permutation(key, size)
+
+        def of(positions):
+            jax.debug.callback(lambda: drawn.append(1))
+            return shuffle(positions)
+
+        return of
+
+    monkeypatch.setattr(training, "permutation", counted)
+    train = local_training(squared_error, optax.sgd(0.01), batch_size=10, steps=steps)  # 200 of an epoch, 12 a block
+    trained = jax.jit(train)(jnp.zeros(3), view(2000, total=2000), key)
+    jax.effects_barrier()
+    assert len(drawn) == blocks and trained.steps == steps and trained.metrics["loss"].count == 10 * steps
 
 
 def test_full_batch_epochs_are_steps(key):
