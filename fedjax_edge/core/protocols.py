@@ -215,6 +215,17 @@ class PrivacyClaim(NamedTuple):
     noise_multiplier: float
     release: Release | None = None  # None: it can be composed with nothing else
 
+    @property
+    def mechanism(self) -> dict[str, str | float]:
+        """What stays the same while a run goes on; of the accountant's words those before a count of rounds."""
+        accountant, _, _ = self.accountant.partition(" at most ")
+        return {
+            "relation": self.relation,
+            "sampling": self.sampling,
+            "accountant": accountant,
+            "noise multiplier": float(self.noise_multiplier),
+        }
+
 
 Accountant = Callable[[Sampling, int, float], PrivacyClaim]
 """`accountant(sampling, rounds, delta)`: what `rounds` releases of the mechanism guarantee, or `PrivacyError`."""

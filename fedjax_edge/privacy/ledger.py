@@ -47,10 +47,10 @@ class Ledger(NamedTuple):
             )
         entries = dict(self.entries)
         old = entries.get(name)
-        if old is not None and (_mechanism_of(old) != _mechanism_of(claim) or _spent(old) > _spent(claim)):
+        if old is not None and (old.mechanism != claim.mechanism or _spent(old) > _spent(claim)):
             raise ValueError(
-                f"{name!r} stands for {old.rounds} rounds of {_mechanism_of(old)}, which {claim.rounds} rounds of "
-                f"{_mechanism_of(claim)} do not continue: record them under another name"
+                f"{name!r} stands for {old.rounds} rounds of {old.mechanism}, which {claim.rounds} rounds of "
+                f"{claim.mechanism} do not continue: record them under another name"
             )
         return Ledger(tuple({**entries, name: claim}.items()))
 
@@ -108,12 +108,6 @@ def read_ledger(path: str | Path) -> Ledger:
 
 def _spent(claim: PrivacyClaim) -> float:
     return claim.release.times / claim.release.noise_multiplier**2
-
-
-def _mechanism_of(claim: PrivacyClaim) -> tuple:
-    """What stays the same while a run goes on; of the accountant's words those before a count of rounds."""
-    words, _, _ = claim.accountant.partition(" at most ")
-    return claim.relation, claim.sampling, words, claim.noise_multiplier, claim.release.sampling
 
 
 def _to_json(claim: PrivacyClaim) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_edge.core import checks
-from fedjax_edge.core.protocols import PrivacyClaim, PyTree, Sampler
+from fedjax_edge.core.protocols import PrivacyClaim, PyTree
 from fedjax_edge.simulation.history import History
+from fedjax_edge.simulation.recipe import Setup
 
 
 class Checkpoints(NamedTuple):
@@ -53,15 +55,20 @@ def checkpoints(
       every: rounds between two checkpoints. The last round is always saved.
       keep: how many of the last ones stay.
       resume: go on from the last one, if there is one; without it, a folder that holds any is refused. More rounds than
-        before may be asked for, and nothing else may have changed, such as the noise multiplier of the run's claim.
+        before may be asked for, and nothing else may have changed, such as the mechanism of the run's claim.
       config: whatever else describes the run, as JSON has it; a checkpoint with another one is refused.
 
     Raises:
       ValueError: for numbers below one.
+      TypeError: for a `config` that JSON does not have.
     """
     checks.integer("every", every)
     checks.integer("keep", keep)
-    return Checkpoints(Path(directory).absolute(), int(every), int(keep), resume, dict(config or {}))
+    try:
+        config = json.loads(json.dumps(config or {}))
+    except TypeError as error:
+        raise TypeError(f"config must hold only what JSON has, got {config!r}") from error
+    return Checkpoints(Path(directory).absolute(), int(every), int(keep), resume, config)
 
 
 class Store(NamedTuple):
@@ -129,29 +136,39 @@ def opened(where: Checkpoints | None, description: Mapping[str, Any]) -> Iterato
 
 
 def describe_run(
-    params: PyTree,
-    state: PyTree,
+    setup: Setup,
     key: jax.Array,
-    sampler: Sampler,
     hyperparameters: Mapping[str, Any],
     eval_every: int,
     delta: float | None,
     claim: PrivacyClaim | None,
+    accounted_only: bool,
 ) -> dict[str, Any]:
-    """Returns what two runs must have in common for one to go on where the other stopped, as JSON has it."""
+    """Returns what two runs must have in common for one to go on where the other stopped, as JSON has it.
+
+    The shapes of the state are left for the caller to add, once there is one.
+    """
+    _, params, sampler, evaluation = setup
     return {
         "key": jax.device_get(jax.random.key_data(key)).tolist(),
         "initial parameters": _digest(params),
         "sampling": repr(sampler.sampling),
-        "cohort width": sampler.width,
+        "cohort width": int(sampler.width),
+        "evaluation": name_of(evaluation.loss_fn),
+        **describe_shapes("evaluation", evaluation.columns),
         "eval_every": eval_every,
-        "delta": delta,
-        "noise multiplier": None if claim is None else float(claim.noise_multiplier),
+        "delta": None if delta is None else float(delta),
+        "accounted only": bool(accounted_only),
+        **({} if claim is None else claim.mechanism),
         **{f"hyperparameter {name}": name_of(value) for name, value in hyperparameters.items()},
-        **{
-            f"state{jax.tree_util.keystr(path)}": f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-        },
+    }
+
+
+def describe_shapes(name: str, tree: PyTree) -> dict[str, str]:
+    """Returns the dtypes and shapes of a pytree of arrays for the description of a run."""
+    return {
+        f"{name}{jax.tree_util.keystr(path)}": f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
 
 

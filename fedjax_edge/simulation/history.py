@@ -41,7 +41,14 @@ class History(Mapping[str, np.ndarray]):
 
     @classmethod
     def joined(cls, histories: Sequence["History"]) -> "History":
-        """Returns histories of the same columns one after another."""
+        """Returns histories one after another.
+
+        Raises:
+          ValueError: unless they have the same columns.
+        """
+        for history in histories[1:]:
+            if set(history) != set(histories[0]):
+                raise ValueError(f"histories to be joined must have the same columns, got {histories}")
         return cls({name: np.concatenate([history[name] for history in histories]) for name in histories[0]})
 
     def last(self, name: str) -> float:

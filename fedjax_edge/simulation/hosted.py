@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,7 @@ PER_CLIENT = ("clients", "uplink", "received")  # the fields of a `RoundState` w
 UNNAMED = ".partial"  # of a state's file, until the first round
 
 
+@contextmanager
 def start_hosted(
     params: PyTree,
     population: HostedDataset,
@@ -37,11 +39,11 @@ def start_hosted(
     variant: Variant,
     program: Program,
     pace: Pace,
-) -> tuple[RoundState, Advance]:
-    """Returns the initial state, and what runs rounds on the view of each cohort.
+) -> Iterator[tuple[RoundState, Advance]]:
+    """Yields the initial state, and what runs rounds on the view of each cohort.
 
     The clients' states are NumPy arrays [clients, ...], written in place. Those on disk get their names with the first
-    round: a run that is refused before leaves the files of another as they are.
+    round: a run that is refused before leaves no file, and those of another as they are.
 
     Raises:
       TypeError: for an algorithm that `core.round.federated` did not assemble.
@@ -53,12 +55,15 @@ def start_hosted(
     state = on_all_devices(state._replace(**dict.fromkeys(kept)), program.plan)._replace(**kept)
     key, views = variant.key, None
     columns, variant = on_all_devices((columns, variant), program.plan)
+    unnamed = [Path(leaf.filename) for leaf in jax.tree.leaves(kept) if isinstance(leaf, np.memmap)]
 
     def advance(state: RoundState, start: int, stop: int) -> tuple[RoundState, Report]:
         nonlocal views
         if views is None:
             views = cohort_views(population, program, key, start, pace.rounds)
-            _name_files(population.state_dir)
+            while unnamed:
+                path = unnamed.pop()
+                path.replace(path.with_suffix(".npy"))
         reports = []
         for number in range(start, stop):
             schedule = pace.schedule(number, number + 1)
@@ -66,15 +71,20 @@ def start_hosted(
             reports.append(jax.tree.map(lambda leaf: leaf[0], report))
         return state, unbundle(jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(reports)))
 
-    return state, advance
+    try:
+        yield state, advance
+    finally:
+        for path in unnamed:
+            path.unlink()
 
 
 def _for_all(states: dict[str, PyTree], population: HostedDataset) -> PyTree:
     """Returns one client's initial states for all clients; zeros take no memory until they are written."""
     leaves, structure = jax.tree_util.tree_flatten_with_path(states)
     named = [("".join(c if c.isalnum() else "_" for c in jax.tree_util.keystr(path)), leaf) for path, leaf in leaves]
+    own = f"_{jax.process_index()}" if jax.process_count() > 1 else ""  # the folder may be one for all processes
     return structure.unflatten(
-        _kept(np.asarray(leaf[0]), f"{i:03}{name}{UNNAMED}", population) for i, (name, leaf) in enumerate(named)
+        _kept(np.asarray(leaf[0]), f"{i:03}{name}{own}{UNNAMED}", population) for i, (name, leaf) in enumerate(named)
     )
 
 
@@ -88,11 +98,6 @@ def _kept(leaf: np.ndarray, name: str, population: HostedDataset) -> np.ndarray:
     if leaf.any():
         kept[:] = leaf
     return kept
-
-
-def _name_files(state_dir: Path | None) -> None:
-    for path in [] if state_dir is None else list(state_dir.glob(f"*{UNNAMED}")):
-        path.replace(path.with_suffix(".npy"))
 
 
 @partial(jax.jit, static_argnames="sampler")

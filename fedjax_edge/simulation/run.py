@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PrivacyClaim, PyTree, Sampler
 from fedjax_edge.data import HostedDataset
-from fedjax_edge.simulation.checkpoint import Checkpoints, describe_run, opened
+from fedjax_edge.simulation.checkpoint import Checkpoints, describe_run, describe_shapes, opened
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.hosted import start_hosted
@@ -43,6 +43,7 @@ def run(
     rounds: int,
     key: jax.Array,
     hyperparameters: Mapping[str, Any] | None = None,
+    static: Collection[str] = (),
     evaluation: Evaluation = NO_EVALUATION,
     eval_every: int = 1,
     delta: float | None = None,
@@ -78,6 +79,7 @@ def run(
       rounds: how many.
       key: the run's key, from which all randomness comes.
       hyperparameters: by name. Those that are floats are traced, so that what is compiled serves all their values.
+      static: names of hyperparameters that are floats and cannot be traced, such as a dropout rate.
       evaluation: what to measure of the model, by `simulation.evaluation(...)`.
       eval_every: after how many rounds to evaluate; the last round always is.
       delta: the delta at which to state epsilon; it should be below 1 / number of clients.
@@ -95,7 +97,7 @@ def run(
     checks.integer("rounds", rounds)
     checks.integer("eval_every", eval_every)
     hyperparameters, pace = dict(hyperparameters or {}), Pace(int(rounds), int(eval_every))
-    recipe, traced = split_hyperparameters(algorithm, hyperparameters)
+    recipe, traced = split_hyperparameters(algorithm, hyperparameters, static)
     default = Setup(None, params, sampler, evaluation)
     setup = recipe.concrete(hyperparameters, default, key)
     algorithm, params, sampler, evaluation = setup
@@ -105,12 +107,17 @@ def run(
 
     program = Program.of(recipe, setup, default, plan or choose_plan(params, sampler.width))
     start = start_hosted if isinstance(population, HostedDataset) else start_resident
-    state, advance = start(params, population, evaluation.columns, Variant(key, traced), program, pace)
     histories, done, length = [], 0, 1
-    description = describe_run(params, state, key, sampler, hyperparameters, pace.eval_every, delta, claim)
-    with opened(checkpoints, description) as store, deferred_interrupt() as interrupted:
+    common = describe_run(setup, key, hyperparameters, pace.eval_every, delta, claim, accounted_only)
+    with (
+        start(params, population, evaluation.columns, Variant(key, traced), program, pace) as (state, advance),
+        opened(checkpoints, common | describe_shapes("state", state)) as store,
+        deferred_interrupt() as interrupted,
+    ):
         if (saved := store.latest(state)) is not None:
             state, histories, done = saved.state, [saved.history], saved.history.rounds
+            if done > pace.rounds:
+                raise ValueError(f"rounds must be at least the {done} that {checkpoints.directory} holds, got {rounds}")
         hidden = not progress or jax.process_index() > 0
         with tqdm(total=pace.rounds, initial=done, unit="round", disable=hidden) as bar:
             while done < pace.rounds and length:

@@ -1,6 +1,7 @@
 """Rounds compiled: one program for a run, with sampling and evaluation inside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -122,6 +123,7 @@ def initial_state(params: PyTree, variant: Variant, population: Population, *, p
     return jax.tree.map(jnp.copy, algorithm.init(params, variant.key, population))
 
 
+@contextmanager
 def start_resident(
     params: PyTree,
     population: Population,
@@ -129,8 +131,8 @@ def start_resident(
     variant: Variant,
     program: Program,
     pace: Pace,
-) -> tuple[PyTree, Advance]:
-    """Returns the initial state, and what runs rounds with all clients' data on every device."""
+) -> Iterator[tuple[PyTree, Advance]]:
+    """Yields the initial state, and what runs rounds with all clients' data on every device."""
     state = initial_state(params, variant, population, program=program)
     state, population, columns, variant = on_all_devices((state, population, columns, variant), program.plan)
 
@@ -139,7 +141,7 @@ def start_resident(
         state, reports = run_segment(state, schedule, population, columns, variant, program=program)
         return state, unbundle(jax.device_get(reports))
 
-    return state, advance
+    yield state, advance
 
 
 def next_length(seconds: float) -> int:

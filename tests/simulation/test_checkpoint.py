@@ -9,10 +9,12 @@ import time
 import chex
 import jax
 import numpy as np
+import optax
 import pytest
 
 import fedjax_edge as fe
 from fedjax_edge.simulation.checkpoint import name_of
+from fedjax_edge.simulation.evaluation import NO_EVALUATION
 
 TWO_DEVICES = fe.make_plan(width=1, devices=2)
 
@@ -87,6 +89,24 @@ def test_privacy_spent_resumes_with_the_rounds(linear, tmp_path):
         run(linear, 9, fe.checkpoints(tmp_path, resume=True), noisier, delta=1e-3)
 
 
+def test_another_mechanism_with_states_of_the_same_shapes_is_refused(linear, tmp_path):
+    def epochs(number):
+        return fe.algorithms.fedavg_dp_sgd(
+            linear.loss_fn, optax.sgd(0.05), batch_size=4, epochs=number, clip_norm=1.0, noise_multiplier=8.0
+        )
+
+    def correlated(rounds):
+        strategy = fe.privacy.banded_toeplitz_noise(rounds, 2)
+        return linear.fedavg(aggregator=fe.privacy.correlated_mean(strategy, 1.0, 4.0, denominator=5.0))
+
+    everyone = dict(delta=1e-3, sampler=fe.data.everyone(10))
+    for name, make, first, second in (("epochs", epochs, 5, 1), ("rounds", correlated, 3, 6)):
+        run(linear, 3, fe.checkpoints(tmp_path / name), make(first), **everyone)
+        with pytest.raises(ValueError, match=f"of another run: .* {first} .*, is .* {second} "):
+            run(linear, 6, fe.checkpoints(tmp_path / name, resume=True), make(second), **everyone)
+        assert run(linear, 3, fe.checkpoints(tmp_path / name, resume=True), make(first), **everyone).claim.rounds == 3
+
+
 def test_only_the_last_ones_are_kept(linear, tmp_path):
     run(linear, 9, fe.checkpoints(tmp_path, every=2, keep=3))
     assert sorted(int(path.name) for path in tmp_path.iterdir()) == [6, 8, 9]
@@ -104,6 +124,10 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(linear,
     refused("config skew was 0.3, is 0.5$", config=0.5)
     refused(r"key was \[0, 1\], is \[0, 2\]$", key=jax.random.key(2))
     refused("eval_every was 1, is 2", eval_every=2)
+    refused("accounted only was False, is True$", accounted_only=True)
+    refused(r"evaluation was 'squared_error', is 'None'; .*evaluation\['x'\] was .*, is None", evaluation=NO_EVALUATION)
+    other = fe.evaluation(linear.loss_fn, jax.tree.map(lambda column: column[:7], linear.population.columns))
+    refused(r"evaluation\['x'\] was 'float32\[40, 3\]', is 'float32\[7, 3\]'", evaluation=other)
     refused("sampling was 'PoissonSampling.*', is 'FixedSampling", sampler=fe.data.uniform(10, 5))
     refused("state.*was.*is None", algorithm=linear.fedavg())
     refused(
@@ -112,6 +136,17 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(linear,
         hyperparameters={"learning_rate": 0.1},
     )
     assert run(linear, 2, fe.checkpoints(tmp_path, resume=True, config={"skew": 0.3})).history.rounds == 2
+    with pytest.raises(ValueError, match=r"rounds must be at least the 2 that .* holds, got 1"):
+        run(linear, 1, fe.checkpoints(tmp_path, resume=True, config={"skew": 0.3}))
+
+
+def test_a_config_is_what_json_makes_of_it(linear, tmp_path):
+    with pytest.raises(TypeError, match=r"config must hold only what JSON has, got .*object at"):
+        fe.checkpoints(tmp_path, config={"thing": object()})
+    config = {"layers": (1, 2)}
+    run(linear, 1, fe.checkpoints(tmp_path, config=config), delta=np.float32(0.5))
+    again = run(linear, 2, fe.checkpoints(tmp_path, config=config, resume=True), delta=np.float32(0.5))
+    assert again.history.rounds == 2
 
 
 def test_functions_are_described_by_their_names():

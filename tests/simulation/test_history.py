@@ -25,6 +25,12 @@ def test_it_grows():
     assert HISTORY.rounds == 3
 
 
+def test_histories_of_other_columns_are_not_joined():
+    one, other = History({"round": np.array([1])}), History({"round": np.array([2]), "test_loss": np.array([0.5])})
+    with pytest.raises(ValueError, match=r"must have the same columns, got .*1 rounds: round, .*round, test_loss"):
+        History.joined([one, other])
+
+
 def test_a_csv_file_reads_back(tmp_path):
     HISTORY.to_csv(tmp_path / "history.csv")
     rows = list(csv.DictReader((tmp_path / "history.csv").read_text().splitlines()))
