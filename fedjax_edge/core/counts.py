@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 _DIGIT_BITS = 11
+MOST_TERMS = 2 ** (31 - _DIGIT_BITS)  # whose digits an int32 holds together
 
 
 class Count(NamedTuple):
-    """A count in three digits of base 2^11; Counts add elementwise, exactly, for up to a million terms below 2^31."""
+    """A count in three digits of base 2^11; Counts add elementwise, exactly, for up to 2^20 terms below 2^31."""
 
     high: jax.Array  # int32 [...]
     middle: jax.Array  # int32 [...]

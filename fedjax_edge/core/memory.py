@@ -4,6 +4,8 @@ from pathlib import Path
 
 import jax
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 def accelerator_bytes() -> int | None:
     """Returns the bytes of an accelerator that JAX may use, free or not, or None where that is not known."""
@@ -11,7 +13,10 @@ def accelerator_bytes() -> int | None:
 
 
 def available_bytes() -> int | None:
-    """Returns the bytes that are free on a device, or None where that is not known; CPU devices share the host's."""
+    """Returns the bytes that are free on a device, or None where that is not known; CPU devices share the host's.
+
+    On a host, of a container's limit (cgroup 2) too.
+    """
     if jax.default_backend() != "cpu":
         limit = accelerator_bytes()
         return None if limit is None else limit - jax.local_devices()[0].memory_stats().get("bytes_in_use", 0)
@@ -19,7 +24,18 @@ def available_bytes() -> int | None:
     if not meminfo.exists():
         return None
     lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit = CGROUP / "memory.max"
+    if not limit.exists() or (most := limit.read_text().strip()) == "max":
+        return free
+    pages = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+    used = int((CGROUP / "memory.current").read_text()) - int(pages["inactive_file"])  # which are given up when needed
+    return min(free, int(most) - used)
+
+
+def copies_in_one_memory(devices: int) -> int:
+    """Returns how many of so many devices, with a copy each, share the memory that `available_bytes` is about."""
+    return min(devices, jax.local_device_count()) if jax.default_backend() == "cpu" else 1
 
 
 def in_words(count: int) -> str:

@@ -10,10 +10,10 @@ import optax
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.bundle import bundle, unbundle
-from fedjax_edge.core.counts import Count
+from fedjax_edge.core.counts import MOST_TERMS, Count
 from fedjax_edge.core.executor import ClientFn, map_clients
 from fedjax_edge.core.keys import ClientStream, RunStream, derive
-from fedjax_edge.core.memory import available_bytes, in_words
+from fedjax_edge.core.memory import available_bytes, copies_in_one_memory, in_words
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import (
     Aggregator,
@@ -124,6 +124,7 @@ def federated(
     def round_(
         state: RoundState, cohort: Cohort, population: Population, plan: Plan | None = None
     ) -> tuple[RoundState, RoundRecord]:
+        checks.integer("the number of clients of a round", len(cohort.ids), at_most=MOST_TERMS)
         message, downlink_state, bits = downlink.apply(
             server.broadcast(state.server), state.downlink, derive(state.key, RunStream.DOWNLINK, state.round)
         )
@@ -141,7 +142,7 @@ def federated(
         cost = jnp.where(cohort.present, population.size(cohort.ids), 0)
 
         if aggregator.stacked:
-            _check_stack_fits(one_client, shared, slots)
+            _check_stack_fits(one_client, shared, slots, plan)
         (total, record), (rows, counts, states) = map_clients(one_client, shared, slots, cohort.present, plan, cost)
 
         total = Stacked(unbundle(rows), counts) if aggregator.stacked else unbundle(total)
@@ -190,11 +191,11 @@ def _payload_bits(bits: Any, sent: PyTree) -> Any:
     return size_in_bits(sent) if bits is None else bits
 
 
-def _check_stack_fits(one_client: ClientFn, shared: PyTree, slots: PyTree) -> None:
+def _check_stack_fits(one_client: ClientFn, shared: PyTree, slots: PyTree, plan: Plan) -> None:
     """Says, while tracing, how much memory the contributions of all clients side by side will take."""
     count = jax.tree.leaves(slots)[0].shape[0]
     one = jax.eval_shape(one_client, shared, jax.tree.map(lambda leaf: leaf[0], slots), jnp.bool_(True))[1][0]
-    needed, free = count * size_in_bits(one) // 8, available_bytes()
+    needed, free = copies_in_one_memory(plan.devices) * count * size_in_bits(one) // 8, available_bytes()
     words = f"stacking the contributions of {count} clients takes {in_words(needed)}"
     _log.info(words)
     if free is not None and needed > free:

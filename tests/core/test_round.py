@@ -250,6 +250,17 @@ def test_a_stack_says_how_much_memory_it_takes_before_it_takes_it(population, mo
     with pytest.raises(MemoryError, match=message):
         one_round(algorithm, population, cohort)
     one_round(federated(sends(client_number), optax.sgd(1.0), summing()), population, cohort)
+    monkeypatch.setattr("fedjax_edge.core.round.available_bytes", lambda: 47)
+    algorithm = federated(sends(client_number), optax.sgd(1.0), summing(stacked=True))
+    with pytest.raises(MemoryError, match="takes 48 bytes"):  # two CPU devices have a copy each
+        one_round(algorithm, population, cohort, Plan(1, 2))
+
+
+def test_a_round_of_more_clients_than_can_be_counted_is_refused(population):
+    algorithm, cohort = federated(sends(client_number), optax.sgd(1.0), summing()), jnp.zeros(2**20 + 1, jnp.int32)
+    state = algorithm.init(jnp.zeros(2), jax.random.key(0), population)
+    with pytest.raises(ValueError, match="the number of clients of a round must be an integer from 1 to 1048576"):
+        jax.eval_shape(algorithm.round, state, Cohort(cohort, cohort == 0), population)
 
 
 def test_a_contribution_may_hold_plain_numbers(population):
