@@ -1,5 +1,6 @@
 """`describe`: what a run will take, in words and numbers, before it is started."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PrivacyClaim, PyTree, Sampler, Traffic
 from fedjax_edge.core.trees import size_in_bits
 from fedjax_edge.data import HostedDataset
+from fedjax_edge.simulation.recipe import as_params
 from fedjax_edge.simulation.report import claim_of
 
 
@@ -60,7 +62,7 @@ class Description(NamedTuple):
 
 def describe(
     algorithm: FederatedAlgorithm,
-    params: PyTree,
+    params: PyTree | Callable[[jax.Array], PyTree],
     population: Population | HostedDataset,
     *,
     sampler: Sampler,
@@ -99,6 +101,7 @@ def describe(
     checks.integer("rounds", rounds)
     if algorithm.traffic is None:
         raise TypeError("describe needs an algorithm that counts its traffic, as those made by fe.federated do")
+    params = as_params(params, jax.random.key(0))
     seen = population.view_of_nobody() if isinstance(population, HostedDataset) else population
     return Description(
         parameters=sum(np.size(leaf) for leaf in jax.tree.leaves(params)),

@@ -11,7 +11,6 @@ from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.protocols import FederatedAlgorithm, PyTree, Sampler
 from fedjax_edge.simulation.evaluation import Evaluation
 
-
 class Setup(NamedTuple):
     """What a configuration may set beside its algorithm; what is `None` is that of the run or sweep."""
 
@@ -41,7 +40,7 @@ class Recipe(NamedTuple):
             return Setup(self.make)
         try:
             made = self.make(**dict(self.static), **traced)
-        except jax.errors.ConcretizationTypeError as error:
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             raise TypeError(
                 f"one of the hyperparameters {sorted(traced)} is needed as a number where it is traced: make it static"
             ) from error
@@ -55,8 +54,13 @@ class Recipe(NamedTuple):
         made = self.make if isinstance(self.make, FederatedAlgorithm) else self.make(**hyperparameters)
         own = made if isinstance(made, Setup) else Setup(made)
         setup = Setup(*(mine if one is None else one for one, mine in zip(own, default, strict=True)))
-        is_function = callable(setup.params) and jax.tree_util.all_leaves([setup.params])  # and no module of arrays
-        return setup._replace(params=setup.params(derive(key, RunStream.INIT))) if is_function else setup
+        return setup._replace(params=as_params(setup.params, key))
+
+
+def as_params(params: PyTree | Callable[[jax.Array], PyTree], key: jax.Array) -> PyTree:
+    """Returns parameters, or what a function of them makes of a key of the run's."""
+    is_function = callable(params) and jax.tree_util.all_leaves([params])  # and no module of arrays
+    return params(derive(key, RunStream.INIT)) if is_function else params
 
 
 def split_hyperparameters(
@@ -84,11 +88,16 @@ def split_hyperparameters(
     }
     rest = tuple(sorted((name, value) for name, value in hyperparameters.items() if name not in traced))
     for name, value in rest:
-        try:
-            hash(value)
-        except TypeError as error:
-            raise TypeError(f"hyperparameter {name} must be a float or hashable, got {value!r}") from error
+        check_hashable(name, value)
     return Recipe(make, rest), traced
+
+
+def check_hashable(name: str, value: Any) -> None:
+    """Raises TypeError unless a hyperparameter's value can be hashed."""
+    try:
+        hash(value)
+    except TypeError as error:
+        raise TypeError(f"hyperparameter {name} must be a float or hashable, got {value!r}") from error
 
 
 def _is_float(value: Any) -> bool:

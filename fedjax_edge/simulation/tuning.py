@@ -4,7 +4,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +14,11 @@ import jax.numpy as jnp
 from fedjax_edge.core import checks
 from fedjax_edge.core.executor import on_all_devices
 from fedjax_edge.core.hosts import agreed
-from fedjax_edge.core.memory import available_bytes
+from fedjax_edge.core.memory import available_bytes, copies_in_one_memory
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PyTree, Sampler
+from fedjax_edge.data import HostedDataset
+from fedjax_edge.simulation.recipe import as_params
 
 FACTORS = (0.1, 0.2, 0.5, 1, 2, 5, 10)  # of the width that `choose_plan` takes
 
@@ -26,12 +28,12 @@ class Timed(NamedTuple):
 
     width: int
     seconds: float  # of a round, the median
-    memory: int  # bytes a round takes beside its inputs and outputs
+    memory: int  # bytes a round takes beside its inputs and outputs, on all devices together
 
 
 def tune_plan(
     algorithm: FederatedAlgorithm,
-    params: PyTree,
+    params: PyTree | Callable[[jax.Array], PyTree],
     population: Population,
     sampler: Sampler,
     *,
@@ -58,8 +60,12 @@ def tune_plan(
 
     Raises:
       ValueError: for numbers below one, or if no width fits.
+      TypeError: for a population that stays on the host.
     """
     checks.integer("repeats", repeats)
+    if isinstance(population, HostedDataset):
+        raise TypeError("tune_plan needs its population on the devices, got one that stays on the host")
+    params = as_params(params, jax.random.key(0))
     chosen = choose_plan(params, sampler.width, devices)
     per_device = -(-sampler.width // chosen.devices)
     widths = widths or sorted({min(max(round(chosen.width * factor), 1), per_device) for factor in FACTORS})
@@ -73,19 +79,16 @@ def tune_plan(
     lowered = {width: _lower(algorithm, arguments, Plan(width, chosen.devices)) for width in widths}
     path = None if cache_dir is None else Path(cache_dir) / f"{_fingerprint(lowered)}.json"
     known = agreed(json.loads(path.read_text()) if path is not None and path.exists() else None)
-    timed = known or agreed(
-        [one for width in widths if (one := _time(width, lowered[width], arguments, repeats)) is not None]
-    )
-    timed = [Timed(*one) for one in timed]
-    if (
-        path is not None and not path.exists() and len(timed) == len(widths)
-    ):  # memory that is short now may be free the next time
+    measured = known or [_time(width, chosen.devices, lowered[width], arguments, repeats) for width in widths]
+    timed = [Timed(*one) for one in agreed(measured) if one is not None]
+    is_whole = len(timed) == len(widths)  # memory that is short now may be free the next time
+    if path is not None and is_whole and not path.exists() and jax.process_index() == 0:
         _write(path, timed)
     if not timed:
         raise ValueError(f"a round fits into free memory with none of widths={list(widths)}")
     fastest = min(timed, key=lambda one: one.seconds)
-    measured = ", ".join(f"{one.width}: {one.seconds:.3g} s" for one in timed)
-    return Plan(fastest.width, chosen.devices, f"fastest of the widths measured, {measured}", fastest.memory)
+    words = ", ".join(f"{one.width}: {one.seconds:.3g} s" for one in timed)
+    return Plan(fastest.width, chosen.devices, f"fastest of the widths measured, {words}", fastest.memory)
 
 
 def _lower(algorithm: FederatedAlgorithm, arguments: tuple, plan: Plan) -> jax.stages.Lowered:
@@ -100,11 +103,11 @@ def _fingerprint(lowered: dict[int, jax.stages.Lowered]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _time(width: int, lowered: jax.stages.Lowered, arguments: tuple, repeats: int) -> Timed | None:
+def _time(width: int, devices: int, lowered: jax.stages.Lowered, arguments: tuple, repeats: int) -> Timed | None:
     """Returns the time of a round, or None if it does not fit into memory."""
     compiled = lowered.compile()
     memory, free = compiled.memory_analysis().temp_size_in_bytes, available_bytes()
-    if not agreed(free is None or memory <= free):
+    if not agreed(free is None or copies_in_one_memory(devices) * memory <= free):
         return None
 
     def seconds() -> float:
@@ -113,7 +116,7 @@ def _time(width: int, lowered: jax.stages.Lowered, arguments: tuple, repeats: in
         return time.perf_counter() - started
 
     seconds()
-    return Timed(width, statistics.median(seconds() for _ in range(repeats)), memory)
+    return Timed(width, statistics.median(seconds() for _ in range(repeats)), devices * memory)
 
 
 def _write(path: Path, timed: list[Timed]) -> None:

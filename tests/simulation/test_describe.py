@@ -49,6 +49,12 @@ def test_a_population_on_the_host_is_described_alike(linear):
     assert describe(linear, algorithm, hosted, rounds=3) == describe(linear, algorithm, rounds=3)
 
 
+def test_parameters_may_be_a_function_of_a_key(linear):
+    algorithm = linear.fedavg(uplink=top_k(0.5))
+    described = fe.describe(algorithm, lambda key: linear.params, linear.population, sampler=linear.sampler, rounds=3)
+    assert described == describe(linear, algorithm, rounds=3)
+
+
 def test_what_cannot_be_described_is_refused(linear):
     with pytest.raises(TypeError, match="describe needs an algorithm that counts its traffic"):
         describe(linear, linear.fedavg()._replace(traffic=None), rounds=3)

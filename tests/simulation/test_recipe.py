@@ -112,3 +112,15 @@ def test_a_float_that_must_be_a_number_is_named(linear, run):
 
     with pytest.raises(TypeError, match=r"\['epochs', 'learning_rate'\] is needed as a number where it is traced"):
         run(make, hyperparameters={"learning_rate": 0.1, "epochs": 1.0})
+    given = {"learning_rate": 0.1, "epochs": 2.0}
+    assert run(make, hyperparameters=given, static=["epochs"]).history.rounds == run(linear.fedavg()).history.rounds
+
+
+@pytest.mark.parametrize("needs_a_number", [bool, np.sqrt])
+def test_whatever_needs_a_number_is_told_to_make_it_static(linear, run, needs_a_number):
+    def make(learning_rate):
+        needs_a_number(learning_rate if isinstance(learning_rate, jax.Array) else 1)
+        return linear.fedavg(learning_rate)
+
+    with pytest.raises(TypeError, match="is needed as a number where it is traced: make it static"):
+        run(make, hyperparameters={"learning_rate": 0.1})

@@ -51,6 +51,25 @@ def test_tuning_changes_no_result(linear):
     chex.assert_trees_all_close(*results, rtol=1e-6)
 
 
-def test_a_width_past_the_cohort_is_refused(linear):
+def test_bad_arguments_are_refused(linear):
     with pytest.raises(ValueError, match="width must be an integer from 1 to 5, got 6"):
         tune(linear, widths=[6])
+    with pytest.raises(TypeError, match="tune_plan needs its population on the devices"):
+        fe.tune_plan(linear.fedavg(), linear.params, fe.data.on_host(linear.population), linear.sampler)
+
+
+def test_parameters_may_be_a_function_of_a_key(linear, monkeypatch):
+    monkeypatch.setattr(tuning, "_time", lambda width, *rest: tuning.Timed(width, 1.0, 0))
+    plan = fe.tune_plan(linear.fedavg(), lambda key: linear.params, linear.population, linear.sampler, widths=[1])
+    assert plan.width == 1
+
+
+def test_devices_that_share_a_memory_must_fit_together(linear, monkeypatch):
+    one, two = (
+        fe.tune_plan(linear.fedavg(), linear.params, linear.population, linear.sampler, devices=devices, widths=[1])
+        for devices in (1, 2)
+    )
+    assert 1.5 * one.memory < two.memory < 3 * one.memory
+    monkeypatch.setattr(tuning, "available_bytes", lambda: two.memory - 1)
+    with pytest.raises(ValueError, match="fits into free memory with none"):
+        tune(linear, widths=[1])
