@@ -20,12 +20,14 @@ from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import Population, PrivacyClaim, PyTree, Sampler
 from fedjax_edge.core.round import RoundState
+from fedjax_edge.core.trees import replicate
 from fedjax_edge.data import HostedDataset
 from fedjax_edge.simulation.checkpoint import describe_run, name_of
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
+from fedjax_edge.simulation.hosted import PER_CLIENT
 from fedjax_edge.simulation.interrupt import deferred_interrupt
-from fedjax_edge.simulation.recipe import MakeAlgorithm, Setup, split_hyperparameters
+from fedjax_edge.simulation.recipe import MakeAlgorithm, Setup, check_hashable, split_hyperparameters
 from fedjax_edge.simulation.report import claim_of, epsilons_of, to_history
 from fedjax_edge.simulation.segment import (
     Pace,
@@ -130,10 +132,9 @@ def sweep(
         "function": name_of(make_algorithm),
         "clients": population.num_clients,
         "rounds": pace.rounds,
-        "accounted only": accounted_only,
         **{f"config {name}": value for name, value in (config or {}).items()},
     }
-    descriptions = [common | _describe(job, pace, delta) for job in jobs]
+    descriptions = [common | _describe(job, pace, delta, accounted_only) for job in jobs]
     if directory is not None:
         _check_distinct(descriptions, jobs)
     found = {i: history for i, one in enumerate(descriptions) if (history := find_trial(directory, one)) is not None}
@@ -146,7 +147,8 @@ def sweep(
             epsilons = epsilons_of(job.setup.algorithm, job.setup.sampler, numbers, pace, delta)
             return to_history(numbers, reports, epsilons, seconds, accounted_only)
 
-        for batch, over_trials, one_seed in _batches([i for i in range(len(jobs)) if i not in found], jobs, plan):
+        left = [i for i in range(len(jobs)) if i not in found]
+        for batch, over_trials, one_seed in _batches(left, jobs, population, plan):
             together = [jobs[i] for i in batch]
             histories = _run_together(together, population, pace, over_trials, one_seed, report, interrupted)
             if histories is None:
@@ -169,6 +171,8 @@ def _configurations(grid: Mapping | Sequence, seeds: Sequence[int]) -> list[dict
     ]
     if not configurations or not len(seeds):
         raise ValueError(f"a sweep needs configurations and seeds, got {grid!r} and {seeds!r}")
+    for name, value in itertools.chain.from_iterable(one.items() for one in configurations):
+        check_hashable(name, value)
     if any(one in configurations[:i] for i, one in enumerate(configurations)):
         raise ValueError(f"a configuration comes twice in {grid!r}")
     for name in set().union(*configurations) & set(COLUMNS):
@@ -206,10 +210,11 @@ def _job(
     return _Job(hyperparameters, seed, setup, program, Variant(key, traced), claim)
 
 
-def _describe(job: _Job, pace: Pace, delta: float | None) -> dict[str, Any]:
+def _describe(job: _Job, pace: Pace, delta: float | None, accounted_only: bool) -> dict[str, Any]:
     """Returns what a finished trial must have in common with one for it not to be run again, but for `common`."""
-    _, params, sampler, _ = job.setup
-    return describe_run(params, (), job.variant.key, sampler, job.hyperparameters, pace.eval_every, delta, job.claim)
+    return describe_run(
+        job.setup, job.variant.key, job.hyperparameters, pace.eval_every, delta, job.claim, accounted_only
+    )
 
 
 def _check_distinct(descriptions: list[dict[str, Any]], jobs: list[_Job]) -> None:
@@ -224,10 +229,12 @@ def _check_distinct(descriptions: list[dict[str, Any]], jobs: list[_Job]) -> Non
             )
 
 
-def _batches(indices: list[int], jobs: list[_Job], plan: Plan | None) -> Iterator[tuple[list[int], Plan, bool]]:
+def _batches(
+    indices: list[int], jobs: list[_Job], population: Population, plan: Plan | None
+) -> Iterator[tuple[list[int], Plan, bool]]:
     """Yields the jobs that run side by side, with their plan, and whether all batches like them have one seed each."""
     for group in _groups(indices, jobs):
-        over_trials = plan or _plan_over_trials(jobs[group[0]], len(group))
+        over_trials = plan or _plan_over_trials(jobs[group[0]], len(group), population)
         at_once = over_trials.width * over_trials.devices
         batches = [group[i : i + at_once] for i in range(0, len(group), at_once)]
         one_seed = all(len({jobs[i].seed for i in batch}) == 1 for batch in batches)
@@ -243,18 +250,19 @@ def _groups(indices: list[int], jobs: list[_Job]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _plan_over_trials(job: _Job, count: int) -> Plan:
+def _plan_over_trials(job: _Job, count: int, population: Population) -> Plan:
     """Returns how many trials go side by side.
 
     On a CPU they are spread over the cores like clients, but more of them vmapped: they share their batches. On an
-    accelerator each holds a model for all clients that are vmapped, and as many trials as fit are.
+    accelerator each holds a model for all clients that are vmapped and the states that clients keep between rounds, and
+    as many trials as fit are.
     """
     if jax.default_backend() == "cpu":
         return choose_plan(job.setup.params, count, cpu_max_width=CPU_TRIALS)
-    width = job.program.plan.width
-    return choose_plan(
-        jax.tree.map(lambda p: jax.ShapeDtypeStruct((width, *p.shape), p.dtype), job.setup.params), count
-    )
+    models = jax.eval_shape(partial(replicate, copies=job.program.plan.width), job.setup.params)
+    state = jax.eval_shape(partial(initial_state, program=job.program), job.setup.params, job.variant, population)
+    kept = [getattr(state, part) for part in PER_CLIENT] if isinstance(state, RoundState) else []
+    return choose_plan((models, kept), count)
 
 
 def _run_together(
@@ -301,8 +309,8 @@ def _packed(trees: list[PyTree], plan: Plan) -> PyTree:
     """Returns trees stacked to leaves [devices, width, ...]; all but keys on the host, where nothing is compiled."""
 
     def pack(*leaves: jax.Array) -> jax.Array:
-        stack = jnp.stack if jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key) else np.stack
-        return stack(leaves).reshape(plan.devices, plan.width, *leaves[0].shape)
+        stack = jnp.stack if jnp.issubdtype(jnp.result_type(leaves[0]), jax.dtypes.prng_key) else np.stack
+        return stack(leaves).reshape(plan.devices, plan.width, *jnp.shape(leaves[0]))
 
     return jax.tree.map(pack, *trees)
 

@@ -42,7 +42,7 @@ class SweepResult(NamedTuple):
             for i in np.flatnonzero(np.isin(trial.history["round"], list(evaluated)))
         ]
         names = dict.fromkeys(name for row in rows for name in row)
-        return {name: np.array([_plain(row.get(name)) for row in rows]) for name in names}
+        return {name: _to_column([_plain(row.get(name)) for row in rows]) for name in names}
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Writes `table()`; a file that is there is replaced whole or not at all."""
@@ -125,6 +125,11 @@ def _evaluated(history: History) -> np.ndarray:
     measured = ~np.isnan(tests).all(0) if tests else np.ones(history.rounds, bool)
     measured[-1] = True  # also where all that was measured is NaN
     return history["round"][measured]
+
+
+def _to_column(cells: list) -> np.ndarray:
+    has_tuples = any(isinstance(cell, tuple) for cell in cells)
+    return np.fromiter(cells, object, len(cells)) if has_tuples else np.array(cells)
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from fedjax_edge.core.hosts import agreed
 from fedjax_edge.simulation.history import History
 
 
@@ -26,10 +27,12 @@ def save_trial(directory: Path | None, description: Mapping[str, Any], history: 
 
 
 def find_trial(directory: Path | None, description: Mapping[str, Any]) -> History | None:
-    """Returns the history that was saved with this description, or None."""
-    if directory is None or not (path := _path(directory, description)).exists():
+    """Returns the history that was saved with this description, or None; of several processes the first one decides."""
+    if directory is None:
         return None
-    return History(json.loads(path.read_text())["history"])
+    path = _path(directory, description)
+    saved = agreed(json.loads(path.read_text())["history"] if path.exists() else None)
+    return None if saved is None else History(saved)
 
 
 def _path(directory: Path, description: Mapping[str, Any]) -> Path:

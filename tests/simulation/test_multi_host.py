@@ -33,10 +33,12 @@ for rounds, resume in ((3, False), (6, True)):
     )
 found = dict(w=result.params["w"], memory=result.state.uplink["w"], loss=result.history["test_loss"])
 if int(processes) < 4:
-    hosted = fe.run(make(0.05), params, fe.data.on_host(data), rounds=6, key=jax.random.key(7), **common)
-    sweep = fe.sweep(make, {"learning_rate": [0.01, 0.05, 0.1]}, params, data, rounds=6, seeds=[7],
-                     directory=checkpoints + "-trials", **common)
-    for cache in (f"{checkpoints}-plan-{index}", checkpoints + "-nothing" * (index == "0") + "-plan-1"):
+    states = checkpoints + "-states"
+    hosted = fe.run(make(0.05), params, fe.data.on_host(data, states), rounds=6, key=jax.random.key(7), **common)
+    for _ in range(2):  # the second time one process has the trials, and the others have not
+        sweep = fe.sweep(make, {"learning_rate": [0.01, 0.05, 0.1]}, params, data, rounds=6, seeds=[7],
+                         directory=f"{checkpoints}-trials-{index}", **common)
+    for cache in (f"{checkpoints}-plan", f"{checkpoints}-{index}", checkpoints + "-nothing" * (index == "0") + "-1"):
         plan = fe.tune_plan(make(0.05), params, data, common["sampler"], widths=[1, 2], repeats=1, cache_dir=cache)
     found |= dict(hosted=hosted.params["w"], sweep=[trial.history["test_loss"] for trial in sweep.trials],
                   tuned=list(plan.reason.encode()))

@@ -166,6 +166,42 @@ def test_the_table_has_a_row_for_each_evaluation(linear, sweep, tmp_path):
     assert len(lines) == 13 and lines[0].startswith("learning_rate,seed,round,train_accuracy")
 
 
+@pytest.mark.parametrize("layers", [[(200,), (200, 200)], [(3, 4), (5, 6)]])
+def test_a_hyperparameter_may_be_a_tuple(linear, sweep, tmp_path, layers):
+    result = sweep(lambda layers: linear.fedavg(len(layers) / 100), {"layers": layers}, rounds=1)
+    assert result.table()["layers"].tolist() == layers
+    assert result.to_pandas()["layers"].tolist() == layers
+    result.to_csv(tmp_path / "sweep.csv")
+    assert str(layers[1]) in (tmp_path / "sweep.csv").read_text()
+
+
+def test_a_model_may_be_one_plain_number(linear):
+    def loss(params, batch, key):
+        return (params - batch["y"]) ** 2
+
+    def make(learning_rate):
+        return fe.algorithms.fedavg(loss, optax.sgd(learning_rate), batch_size=2, epochs=1)
+
+    options = dict(sampler=linear.sampler, rounds=2, evaluation=fe.evaluation(loss, linear.population.columns))
+    result = fe.sweep(make, {"learning_rate": [0.05, 0.1]}, 0.0, linear.population, progress=False, **options)
+    alone = fe.run(make(0.1), 0.0, linear.population, key=jax.random.key(0), progress=False, **options)
+    np.testing.assert_allclose(result.trials[1].history["test_loss"], alone.history["test_loss"], rtol=1e-6)
+
+
+def test_on_an_accelerator_trials_have_room_for_what_clients_keep(linear, monkeypatch):
+    def width(algorithm):
+        jobs = [sweep_module._job(lambda: algorithm, {}, 0, setup, (), 10, sweep_module.Pace(1, 1), None)]
+        (_, plan, _), *_ = sweep_module._batches([0] * 100, jobs, linear.population, None)
+        return plan.width
+
+    setup = fe.Setup(None, linear.params, fe.data.uniform(10, 2), linear.evaluation)
+    monkeypatch.setattr("fedjax_edge.core.plan.accelerator_bytes", lambda: 2 * 6 * 16 * 1000)  # of 1,000 models
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert width(linear.fedavg()) == 100
+    assert width(linear.scaffold()) == 1000 // (2 + 10)
+
+
 def test_summaries_by_hand(linear):
     def history(values):
         return fe.History({"round": np.arange(1, 4), "test_accuracy": np.array(values)})
@@ -217,7 +253,8 @@ def test_finished_trials_are_not_run_again(linear, sweep, tmp_path, monkeypatch)
         assert all(one.history[name].dtype.kind == other.history[name].dtype.kind for name in one.history)
     sweep(linear.fedavg, grid, seeds=[0, 1], directory=tmp_path, rounds=5)  # another sweep: nothing found
     assert len(run_trials) == 7
-    for option in ({"config": {"skew": 0.3}}, {"accounted_only": True}):
+    fewer = fe.evaluation(lambda *arguments: linear.loss_fn(*arguments)[0], linear.population.columns)
+    for option in ({"config": {"skew": 0.3}}, {"evaluation": fewer}, {"accounted_only": True}):
         other = sweep(linear.fedavg, {"learning_rate": RATES[:1]}, directory=tmp_path, **option)
         assert len(run_trials) == 8
         run_trials.pop()
@@ -304,6 +341,11 @@ def test_bad_arguments(linear, sweep, bad, message):
 def test_a_claim_that_cannot_be_made_is_refused_before_training(make, sweep):
     with pytest.raises(fe.core.PrivacyError, match="no noise"):
         sweep(make, {"learning_rate": [0.1], "noise_multiplier": [1.0, 0.0]}, delta=1e-3)
+
+
+def test_an_array_is_no_hyperparameter(linear, sweep):
+    with pytest.raises(TypeError, match=r"learning_rate must be a float or hashable, got array\(\[0\.1, 0\.2\]\)"):
+        sweep(linear.fedavg, [{"learning_rate": rates} for rates in np.array([[0.1, 0.2], [0.1, 0.2]])])
 
 
 def test_a_population_on_the_host_is_refused(linear, sweep):
