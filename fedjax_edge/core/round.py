@@ -134,10 +134,8 @@ def federated(
         state_rows = population.state_row(cohort.ids)
         client_states, uplink_states, received = gather((state.clients, state.uplink, state.received), state_rows)
 
-        def receive(memory: PyTree, client_id: jax.Array) -> tuple[Count, PyTree]:
-            return downlink.receive(_payload_bits(bits, message), memory, downlink_state)
-
-        bits_down, received = jax.vmap(receive)(received, cohort.ids)
+        receive = jax.vmap(downlink.receive, (None, 0, None), axis_size=len(cohort.ids))
+        bits_down, received = receive(_payload_bits(bits, message), received, downlink_state)
         slots = (cohort.ids, client_states, uplink_states, bits_down)
         cost = jnp.where(cohort.present, population.size(cohort.ids), 0)
 

@@ -11,6 +11,7 @@ from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.protocols import FederatedAlgorithm, PyTree, Sampler
 from fedjax_edge.simulation.evaluation import Evaluation
 
+
 class Setup(NamedTuple):
     """What a configuration may set beside its algorithm; what is `None` is that of the run or sweep."""
 
