@@ -99,7 +99,7 @@ def _model(config: RunConfig) -> tuple[models.Model, LossFn]:
 
 
 def _sampler(config: RunConfig, num_clients: int) -> Sampler:
-    cohort = num_clients // 2 if config.cohort is None else config.cohort
+    cohort = max(num_clients // 2, 1) if config.cohort is None else config.cohort
     match config.sampling:
         case "poisson":
             if not 1 <= cohort <= num_clients:

@@ -124,6 +124,8 @@ class RunConfig:
             raise ValueError(f"clients={self.clients}: with the natural partition the data say how many there are")
         if self.partition in ("iid", "natural") and self.skew is not None:
             raise ValueError(f"skew={self.skew} means nothing for partition={self.partition}")
+        if self.data_dir is not None and self.dataset != "mnist":
+            raise ValueError(f"data_dir={self.data_dir} means nothing for dataset={self.dataset}, which is bundled")
         if self.sampling == "all" and self.cohort is not None:
             raise ValueError(f"cohort={self.cohort} means nothing for sampling=all")
         for side in ("client", "server"):

@@ -18,6 +18,7 @@ from fedjax_edge.cli.output import (
     open_folder,
     options_of,
     read_config,
+    read_record,
     recorded,
     save,
     save_sweep,
@@ -46,8 +47,8 @@ Simulates federated learning on edge devices.
 SWEEP_HELP = """Train with every combination of options and with every seed.
 
 --grid OPTION=VALUE,VALUE [OPTION=...] names the options to vary and their values, --seeds 0,1,2 the seeds of the runs;
-the split of the data is that of --seed. --resume DIR goes on with a sweep that was stopped. The other options are those
-of all runs."""
+the split of the data is that of --seed. --resume DIR goes on with a sweep that was stopped, with its grid and seeds
+unless others are given. The other options are those of all runs."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         try:
             commands[arguments[0]](arguments[1:])
-        except (ValueError, ConnectionError) as error:
+        except (ValueError, OSError) as error:
             raise SystemExit(f"fedjax-edge {arguments[0]}: {error}") from error
 
 
@@ -71,14 +72,20 @@ def parse(arguments: list[str], command: str = "run") -> tuple[RunConfig, argpar
     others.add_argument("--config", type=Path)
     others.add_argument("--resume", type=Path)
     if command == "sweep":
-        others.add_argument("--grid", nargs="+", default=[])
-        others.add_argument("--seeds", default="0")
+        others.add_argument("--grid", nargs="+")
+        others.add_argument("--seeds")
     given, options = others.parse_known_args(arguments)
+    if given.config is not None and given.resume is not None:
+        raise ValueError(f"config={given.config}: what is resumed has options of its own, in {given.resume}")
     file = given.config if given.resume is None else given.resume / "config.json"
     default = RunConfig() if file is None else read_config(file)
     description = SWEEP_HELP if command == "sweep" else None
     config = tyro.cli(RunConfig, args=options, default=default, prog=f"fedjax-edge {command}", description=description)
-    return (config if given.resume is None else replace(config, out=given.resume)), given
+    if given.resume is None:
+        return config, given
+    if config.out is not None:
+        raise ValueError(f"out={config.out}: the results of what is resumed go to {given.resume}")
+    return replace(config, out=given.resume), given
 
 
 def run(arguments: list[str]) -> None:
@@ -93,7 +100,7 @@ def run(arguments: list[str]) -> None:
     print(f"{plan.explain(parts.sampler.width)}; results go to {folder}", flush=True)
 
     started = time.perf_counter()
-    with recorded(folder, {"options": options_of(config)}):
+    with recorded(folder, {"options": options_of(config), "versions": versions()}):
         result = run_rounds(
             parts.algorithm,
             parts.params,
@@ -121,9 +128,13 @@ def run(arguments: list[str]) -> None:
 def sweep(arguments: list[str]) -> None:
     """Runs every combination of a grid with every seed, and leaves a table and a picture in a folder."""
     config, given = parse(arguments, "sweep")
-    grid, seeds = parse_grid(given.grid), parse_seeds(given.seeds)
+    before = {} if given.resume is None else read_record(given.resume / "config.json")
+    grid = before.get("grid") if given.grid is None else parse_grid(given.grid)
+    seeds = before.get("seeds", [0]) if given.seeds is None else parse_seeds(given.seeds)
     if not grid:
         raise ValueError("give a grid, such as --grid client-learning-rate=0.05,0.1")
+    if "noise_multiplier" in grid and (config.target_epsilon is not None or "target_epsilon" in grid):
+        raise ValueError("grid: a noise_multiplier means nothing beside a target_epsilon, which decides it")
     resolved = config.resolved()
     use_cpu_cores(resolved.devices)
     use_compilation_cache()

@@ -5,8 +5,8 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,20 @@ def read_config(path: str | os.PathLike) -> RunConfig:
       ValueError: if the file is not there or not such a file.
     """
     try:
-        return RunConfig.from_dict(json.loads(Path(path).read_text())["options"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        return RunConfig.from_dict(read_record(path)["options"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"config={path} is not the config.json of a run: {error!r}") from error
+
+
+def read_record(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns all that a `config.json` holds.
+
+    Raises:
+      ValueError: if the file is not there or not such a file.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"config={path} is not the config.json of a run: {error!r}") from error
 
 
@@ -67,8 +79,12 @@ def options_of(config: RunConfig) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what a run's numbers depend on."""
-    return {name: version(name) for name in VERSIONS_OF}
+    """Returns the versions of what a run's numbers depend on; what is not installed, as a clone may be, is left out."""
+    found = {}
+    for name in VERSIONS_OF:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
@@ -89,7 +105,8 @@ def recorded(folder: Path, record: dict[str, Any]) -> Iterator[None]:
             write_record(folder, before)
         elif list(folder.iterdir()) == [path]:  # nothing was begun
             path.unlink()
-            folder.rmdir()
+            with suppress(OSError):  # such as where one works
+                folder.rmdir()
         raise
 
 
@@ -110,9 +127,13 @@ def save(folder: Path, config: RunConfig, parts: Parts, plan: Plan, result: RunR
 
 
 def save_sweep(folder: Path, grid: dict[str, list], result: SweepResult) -> None:
-    """Writes `sweep.csv` and, of a grid with two or more sides, `heat_map.png`, each whole or not at all."""
+    """Writes `sweep.csv` and, of a grid with two or more sides, `heat_map.png`, each whole or not at all.
+
+    A picture of a table that was there before is removed.
+    """
     from fedjax_edge.plotting import plot_sweep
 
+    (folder / "heat_map.png").unlink(missing_ok=True)
     if result.trials:
         result.to_csv(folder / "sweep.csv")
     sides = [name for name, values in grid.items() if len(values) > 1]

@@ -71,3 +71,7 @@ def test_a_fixed_cohort_is_declared_as_one():
 def test_bad_values_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         parts(**options)
+
+
+def test_one_client_is_drawn_from_one():
+    assert parts(clients=1).sampler.expected_size == 1

@@ -31,6 +31,7 @@ def test_options_survive_json():
         (dict(client_gradient_clip=-1.0), "client_gradient_clip must be a finite number above 0, got -1.0"),
         (dict(client_momentum=-0.1), "client_momentum must be a finite number of at least 0, got -0.1"),
         (dict(partition="iid", skew=3.0), "skew=3.0 means nothing for partition=iid"),
+        (dict(data_dir=Path("mnist")), "data_dir=mnist means nothing for dataset=mnist-sample, which is bundled"),
         (dict(sampling="all", cohort=5), "cohort=5 means nothing for sampling=all"),
         (dict(client_optimizer="adam", client_momentum=0.9), "client_momentum is SGD's, not adam's"),
         (dict(server_optimizer="yogi", server_momentum=0.9), "server_momentum is SGD's, not yogi's"),

@@ -104,6 +104,8 @@ def test_a_run_that_was_stopped_resumes_to_the_result_of_one_that_was_not(first_
     shorter = fedjax_edge("run", *SHORT, "--rounds", "1", "--out", tmp_path / "run")
     assert shorter.returncode == 0, shorter.stderr
     options = (tmp_path / "run" / "config.json").read_bytes()
+    elsewhere = fedjax_edge("run", "--resume", tmp_path / "run", "--out", tmp_path / "elsewhere")
+    assert "the results of what is resumed go to" in elsewhere.stderr and not (tmp_path / "elsewhere").exists()
     other = fedjax_edge("run", "--resume", tmp_path / "run", "--rounds", "2", "--client-learning-rate", "0.2")
     assert "is of another run: config client_learning_rate was 0.1, is 0.2" in other.stderr
     assert (tmp_path / "run" / "config.json").read_bytes() == options
@@ -130,10 +132,14 @@ def test_a_sweep_leaves_a_table_and_a_picture_and_is_not_run_twice(tmp_path):
     assert rows(tmp_path / "sweep", "sweep.csv") == table
     assert first.stdout.splitlines()[1:-1] == again.stdout.splitlines()[1:-1]
     assert float(again.stdout.split()[-2]) < float(first.stdout.split()[-2])
+    resumed = fedjax_edge("sweep", "--resume", tmp_path / "sweep")
+    assert resumed.returncode == 0, resumed.stderr
+    assert rows(tmp_path / "sweep", "sweep.csv") == table and "over 2 seeds" in resumed.stdout
     one = ["--grid", "client-learning-rate=0.05,0.1", "--seeds", "0"]
     other = fedjax_edge("sweep", *one, "--local-epochs", "2", "--accounted-only", "--resume", tmp_path / "sweep")
     assert other.returncode == 0, other.stderr
     changed = rows(tmp_path / "sweep", "sweep.csv")
+    assert not (tmp_path / "sweep" / "heat_map.png").exists()  # there is none of one side
     assert {row["train_loss"] for row in changed} == {""}
     assert changed[0]["test_loss"] not in {row["test_loss"] for row in table}
 
@@ -195,6 +201,13 @@ def test_what_is_refused_leaves_the_record_as_it_was(tmp_path):
         (["run", "--bits", "0"], "bits must be an integer from 1 to 16, got 0"),
         (["run", "--clip-norm", "-1"], "clip_norm must be a finite number above 0, got -1.0"),
         (["run", "--config", "nowhere.json"], "nowhere.json is not the config.json of a run"),
+        (["run", "--resume", "here", "--config", "x"], "config=x: what is resumed has options of its own, in here"),
+        (["run", "--out", "/proc/here"], "/proc/here"),
+        (["sweep", "--resume", "nowhere"], "config.json is not the config.json of a run"),
+        (
+            ["sweep", "--target-epsilon", "3", "--grid", "noise-multiplier=1,2"],
+            "noise_multiplier means nothing",
+        ),
         (["run", "--resume", "nowhere"], "config.json is not the config.json of a run"),
         (["run", "--checkpoint-every", "0"], "checkpoint_every must be an integer of at least 1, got 0"),
         (["run", "--rounds", "0"], "rounds must be an integer of at least 1, got 0"),
