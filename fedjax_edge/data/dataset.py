@@ -10,6 +10,7 @@ import numpy as np
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import Examples, PyTree
+from fedjax_edge.data.partition.plain import natural
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["columns", "offsets"], meta_fields=[])
@@ -65,23 +66,21 @@ def from_arrays(columns: PyTree, client_ids: Sequence[Hashable] | np.ndarray) ->
 
     Args:
       columns: leaves [examples, ...], of any dtypes.
-      client_ids: [examples], any ids that can be sorted. Client `i` of the data set is the `i`-th of the distinct ids
-        in sorted order; the order of a client's examples is kept.
+      client_ids: [examples], any ids that can be hashed and sorted. Client `i` of the data set is the `i`-th of the
+        distinct ids in sorted order; the order of a client's examples is kept.
 
     Raises:
-      ValueError: if the columns, or `client_ids`, differ in length, or there is not one example.
+      ValueError: if the columns, or `client_ids`, differ in length, there is not one example, or one without an owner
+        (NaN).
 
     >>> data = from_arrays({"x": np.arange(5.0)}, ["b", "a", "b", "b", "a"])
     >>> data.num_clients, data.client_columns(0)["x"].tolist(), data.client_columns(1)["x"].tolist()
     (2, [1.0, 4.0], [0.0, 2.0, 3.0])
     """
-    client_ids = np.asarray(client_ids)
     num_examples = checks.columns("columns", columns)
-    if client_ids.shape != (num_examples,):
-        raise ValueError(f"client_ids has shape {client_ids.shape}; it must be [examples] = ({num_examples},)")
-    _, client = np.unique(client_ids, return_inverse=True)
-    order = np.argsort(client, kind="stable")
-    return _build(jax.tree.map(lambda column: np.asarray(column)[order], columns), np.bincount(client))
+    if len(client_ids) != num_examples:
+        raise ValueError(f"client_ids names the owners of {len(client_ids)} examples; there are {num_examples}")
+    return from_partition(columns, natural(client_ids))
 
 
 def from_client_arrays(clients: Sequence[PyTree]) -> FederatedDataset:
@@ -105,9 +104,13 @@ def from_partition(columns: PyTree, indices: Sequence[np.ndarray]) -> FederatedD
     """Returns the data set in which client `i` holds rows `indices[i]` of `columns`, as partitioners return them.
 
     Raises:
-      ValueError: if the columns differ in length, a client has no examples, or an index is out of range.
+      ValueError: if the columns differ in length, a client has no examples, or indices are no vector of integers or
+        out of range.
     """
     num_examples = checks.columns("columns", columns)
+    for i, rows in enumerate(map(np.asarray, indices)):
+        if rows.size and (rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer)):
+            raise ValueError(f"indices[{i}] must be a vector of integers, got {rows.dtype}{list(rows.shape)}")
     sizes = np.array([len(rows) for rows in indices])
     if not len(sizes) or sizes.min() == 0:
         raise ValueError(f"every client needs at least one example, got sizes {sizes.tolist()}")

@@ -152,11 +152,23 @@ REFUSED = {
         "got {\"['x']\": 2, \"['y']\": None}",
     ),
     "no columns": (lambda: from_arrays({}, [0, 1]), "got {}"),
-    "too few owners": (lambda: from_arrays(PAIR, [0]), "client_ids has shape (1,); it must be [examples] = (2,)"),
-    "owners in a matrix": (lambda: from_arrays(PAIR, [[0, 1]]), "client_ids has shape (1, 2)"),
+    "too few owners": (lambda: from_arrays(PAIR, [0]), "client_ids names the owners of 1 examples; there are 2"),
+    "owners in a matrix": (
+        lambda: from_arrays(PAIR, np.zeros((2, 1))),
+        "must have one axis, got shape (2, 1)",
+    ),
+    "no owner": (lambda: from_arrays(PAIR, np.array([1.0, np.nan])), "client_ids must name the client of"),
     "unlike dtypes": (lambda: from_client_arrays([PAIR, PAIR | {"y": np.zeros(2, int)}]), "client 1 has columns"),
     "unlike example shapes": (lambda: from_client_arrays([PAIR, PAIR | {"x": np.zeros((2, 4))}]), "but client 0 has"),
     "unlike columns": (lambda: from_client_arrays([PAIR, {"x": PAIR["x"]}]), "client 1 has columns"),
+    "a mask": (
+        lambda: from_partition(PAIR, [np.array([True, False])]),
+        "indices[0] must be a vector of integers",
+    ),
+    "fractions": (
+        lambda: from_partition(PAIR, [[0], [0.5]]),
+        "of integers, got float64[1]",
+    ),
     "an index past the end": (lambda: from_partition(PAIR, [[0], [2]]), "indices run from 0 to 2; valid are 0 to 1"),
     "a negative index": (lambda: from_partition(PAIR, [[0], [-1]]), "indices run from -1 to 0; valid are 0 to 1"),
 }
@@ -167,6 +179,13 @@ def test_mistakes_are_refused_in_plain_words(case):
     build, message = REFUSED[case]
     with pytest.raises(ValueError, match=re.escape(message)):
         build()
+
+
+def test_owners_may_be_anything_that_is_hashed_and_sorted():
+    columns = {"x": np.arange(4)}
+    for owners in ([("b", 1), ("a", 2), ("b", 1), ("a", 3)], [2**63 + 1, -1, 2**63 + 1, 2**63]):
+        data = from_arrays(columns, owners)
+        assert [data.client_columns(i)["x"].tolist() for i in range(data.num_clients)] == [[1], [3], [0, 2]]
 
 
 def test_more_examples_than_an_int32_counts_are_refused():
