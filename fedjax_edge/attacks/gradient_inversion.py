@@ -211,15 +211,21 @@ def psnr(recovered: jax.Array, original: jax.Array, peak: float | jax.Array = 1.
     On MNIST in [0, 1] an image of zeros scores about 10; above 20 a digit is plain to see; equal ones score infinity.
 
     Args:
-      recovered, original: float [batch, ...], example beside example.
+      recovered, original: [batch, ...], example beside example, of any real dtypes.
       peak: the largest value of the data; 255 for bytes.
 
     Returns:
-      float [batch].
+      float32 [batch].
+
+    Raises:
+      ValueError: if they differ in shape.
 
     >>> print(psnr(jnp.array([[0.1, 0.0]]), jnp.array([[0.0, 0.1]])).round(3))
     [20.]
     """
+    if jnp.shape(recovered) != jnp.shape(original):
+        raise ValueError(f"recovered must have original's shape {jnp.shape(original)}, got {jnp.shape(recovered)}")
+    recovered, original = (jnp.asarray(one, jnp.float32) for one in (recovered, original))
     squared = jnp.square(recovered - original).reshape(len(original), -1)
     return 10 * jnp.log10(jnp.square(jnp.asarray(peak, squared.dtype)) / squared.mean(1))
 

@@ -79,9 +79,10 @@ def _cross_entropy(logits, labels):
     logits, labels = logits.astype(jnp.float32), labels.astype(jnp.int32)
     valid = (labels >= 0) & (labels < logits.shape[-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, labels, 0))
+    correct = (jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels).astype(jnp.float32)
+    correct = jnp.where(jnp.isnan(losses), jnp.nan, correct)  # the largest of NaNs would be the first
     # A product, not a `where`: the gradient must be NaN as well, or the client would still be trained on.
     losses = losses * jnp.where(valid, 1.0, jnp.nan)
-    correct = (jnp.argmax(logits, axis=-1).astype(jnp.int32) == labels).astype(jnp.float32)
     return _example_means(losses), {"accuracy": _example_means(correct)}
 
 

@@ -240,6 +240,13 @@ def test_the_input_of_the_first_of_several_layers_is_exact():
     np.testing.assert_allclose(dense_input(*jax.grad(loss, (0, 1))(first, bias)), x, atol=1e-5)
 
 
+def test_psnr_of_bytes_does_not_wrap_and_shapes_must_agree():
+    original = np.full((2, 3), 100, np.uint8)
+    np.testing.assert_allclose(psnr(original + np.uint8(16), original, peak=255), 20 * np.log10(255 / 16), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"recovered must have original's shape \(1, 4\), got \(1, 4, 1\)"):
+        psnr(jnp.zeros((1, 4, 1)), jnp.zeros((1, 4)))
+
+
 def test_psnr_by_hand():
     original = jnp.zeros((3, 2))
     found = jnp.array([[0.1, 0.1], [0.0, 1.0], [0.0, 0.0]])

@@ -31,6 +31,13 @@ def test_is_the_cross_entropy_and_accuracy_of_each_example(dtype):
     assert losses.dtype == metrics["accuracy"].dtype == jnp.float32
 
 
+def test_logits_that_are_not_numbers_are_never_right():
+    logits, labels = logits_and_labels()
+    losses, metrics = apply_loss(logits.at[1].set(jnp.nan), labels.at[1].set(0))
+    np.testing.assert_array_equal(jnp.isnan(losses), jnp.arange(5) == 1)
+    np.testing.assert_array_equal(jnp.isnan(metrics["accuracy"]), jnp.arange(5) == 1)
+
+
 def test_window_is_averaged():
     logits, labels = logits_and_labels((3, 7, 4))
     losses, metrics = next_character(IDENTITY)(jnp.zeros(()), {"input": logits, "target": labels}, None)
