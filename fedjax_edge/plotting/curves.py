@@ -38,6 +38,7 @@ def _draw(ax: Axes, history: Mapping[str, np.ndarray], columns: dict[str, str]) 
             history[name][measured],
             label=f"{label}, {history[name][measured][-1]:.3g}",
             color="tab:blue" if is_test else "0.7",
+            marker="o" if measured.sum() == 1 else None,  # of which there is no line
         )
     ax.grid(alpha=0.3)
     if shown:
@@ -45,8 +46,10 @@ def _draw(ax: Axes, history: Mapping[str, np.ndarray], columns: dict[str, str]) 
 
 
 def _draw_megabytes(ax: Axes, history: Mapping[str, np.ndarray]) -> None:
-    megabytes = np.cumsum(history["bits_up"], dtype=np.float64) / 8e6
-    if np.isfinite(megabytes).all():
-        ax.plot(history["round"], megabytes, color="tab:orange", label=f"sent up, {megabytes[-1]:.3g} MB")
-        ax.legend(frameon=False, loc="lower right")
     ax.set(ylabel="MB")
+    if "bits_up" not in history or not np.isfinite(history["bits_up"]).all():
+        return
+    megabytes = np.cumsum(history["bits_up"], dtype=np.float64) / 8e6
+    marker = "o" if len(megabytes) == 1 else None
+    ax.plot(history["round"], megabytes, color="tab:orange", marker=marker, label=f"sent up, {megabytes[-1]:.3g} MB")
+    ax.legend(frameon=False, loc="lower right")

@@ -38,9 +38,11 @@ def plot_sweep(
 
     ax = plt.subplots(layout="constrained")[1] if ax is None else ax
     image = ax.imshow(values, origin="lower", aspect="auto")
-    middle = np.nanmean(values)
+    middle = np.mean(values[~np.isnan(values)]) if not np.isnan(values).all() else 0.0
     for (i, j), value in np.ndenumerate(values):
         ax.text(j, i, f"{value:.3g}", ha="center", va="center", color="black" if value > middle else "white")
-    ax.set(xlabel=columns, ylabel=rows, xticks=range(len(xs)), yticks=range(len(ys)), xticklabels=xs, yticklabels=ys)
+    ax.set(xlabel=columns, ylabel=rows)
+    ax.set_xticks(range(len(xs)), [str(x) for x in xs])  # or None would have no label
+    ax.set_yticks(range(len(ys)), [str(y) for y in ys])
     ax.figure.colorbar(image, ax=ax, label=metric)
     return ax

@@ -30,6 +30,13 @@ def test_cells_are_means_over_seeds_and_the_other_hyperparameters():
     assert {text.get_text() for text in ax.texts} == {"0.2", "0.6", "0.9", "nan"}
 
 
+def test_none_has_a_label_and_nothing_measured_is_no_warning():
+    trials = tuple(trial(np.nan, bits=bits, lr=rate) for bits in (8, None) for rate in (0.1, 0.2))
+    ax = plot_sweep(fe.simulation.SweepResult(trials, interrupted=False), "bits", "lr")
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["8", "None"]
+    assert {text.get_text() for text in ax.texts} == {"nan"}
+
+
 def test_what_was_not_swept_is_refused():
     with pytest.raises(ValueError, match=r"hyperparameter must be one of .*, got 'momentum'"):
         plot_sweep(RESULT, "lr", "momentum")
