@@ -171,7 +171,7 @@ def assert_rejects_non_finite(codec: Transform, update: PyTree, key: jax.Array) 
         for index in {0, np.size(leaf) - 1} if np.size(leaf) else ():
             for bad in (np.nan, np.inf, -np.inf):
                 spoilt = np.array(leaf)
-                spoilt.ravel()[index] = bad
+                spoilt.flat[index] = bad
                 tree = structure.unflatten([*leaves[:position], jnp.asarray(spoilt), *leaves[position + 1 :]])
                 received, kept, _ = _apply(codec, tree, memory, key)
                 assert not bool(is_finite((received, kept))), (

@@ -34,6 +34,12 @@ def assert_same_kind(what: str, actual: PyTree, expected: PyTree) -> None:
         assert types[0] == types[1], f"{what}: leaf {name} has dtype {types[0]}, expected {types[1]}"
 
 
+def assert_finite(what: str, tree: PyTree) -> None:
+    """Raises AssertionError if a number of any leaf is a NaN or an infinity."""
+    for name, leaf in named_leaves(tree).items():
+        assert np.isfinite(leaf).all(), f"{what} is not finite: leaf {name} is {leaf}"
+
+
 def assert_close(
     what: str, actual: PyTree, expected: PyTree, rtol: float | None = None, beside: tuple[PyTree, ...] = ()
 ) -> None:

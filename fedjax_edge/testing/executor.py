@@ -9,7 +9,7 @@ import numpy as np
 
 from fedjax_edge.core.plan import Plan
 from fedjax_edge.core.protocols import Cohort, FederatedAlgorithm, Population, PyTree
-from fedjax_edge.testing.comparing import assert_close, assert_same_kind
+from fedjax_edge.testing.comparing import assert_close, assert_finite, assert_same_kind
 
 
 def assert_plan_invariant(
@@ -24,6 +24,8 @@ def assert_plan_invariant(
     rtol: float = 1e-4,
 ) -> None:
     """Raises AssertionError if a plan changes the state or the record of a few rounds by more than the order of sums.
+
+    So it does if the model is not finite after them, of which nothing could be said.
 
     Args:
       algorithm: the component.
@@ -40,6 +42,7 @@ def assert_plan_invariant(
         plans = [Plan(2, 1), Plan(len(cohort.ids), 1), *([Plan(1, 2)] if jax.device_count() > 1 else [])]
     state = algorithm.init(params, key, population)
     expected = _run(algorithm, state, [cohort] * rounds, population, Plan(1, 1))
+    assert_finite("the model after these rounds", algorithm.params(expected[0]))
     for plan in plans:
         what = f"width {plan.width} on {plan.devices} device(s), against width 1 on one"
         _assert_same_run(what, _run(algorithm, state, [cohort] * rounds, population, plan), expected, rtol)
@@ -58,6 +61,8 @@ def assert_order_invariant(
 ) -> None:
     """Raises AssertionError if the order of a cohort changes the state or the record by more than the order of sums.
 
+    So it does if the model is not finite after a few rounds.
+
     Tried: the reverse order, and the even places before the odd; each with the padding where it then falls.
 
     Args:
@@ -67,6 +72,7 @@ def assert_order_invariant(
     plan = plan or Plan(1, 1)
     state = algorithm.init(params, key, population)
     expected = _run(algorithm, state, [cohort] * rounds, population, plan)
+    assert_finite("the model after these rounds", algorithm.params(expected[0]))
     places = np.arange(len(cohort.ids))
     for words, order in {"reversed": places[::-1], "even before odd": np.r_[places[::2], places[1::2]]}.items():
         permuted = Cohort(*(jnp.asarray(np.asarray(part)[order]) for part in cohort))

@@ -149,10 +149,12 @@ def assert_noise_scale(
 
     Noise is what comes of an update of zeros (of an aggregator: the aggregate of a cohort that contributes zeros).
     Each leaf is tested for its variance (chi-square, two-sided), for its distribution (Kolmogorov-Smirnov against the
-    normal of mean zero), and for the variance of the sum of its numbers, which noise shared among them gives away.
+    normal of mean zero), and for the variance of the sum of its numbers, which noise shared among them gives away; so
+    is, of several leaves, the variance of the sum of all numbers.
 
-    False alarms: at most `false_alarm` for each of the three tests of each leaf. Power: at 2,000 draws, 2/3 or 3/2 of
-    the true scale is rejected with a probability above 1 - 1e-9, even for a leaf of a single number.
+    False alarms: at most `false_alarm` for each of the three tests of each leaf, and for the one of all. Power: at
+    2,000 draws, 2/3 or 3/2 of the true scale is rejected with a probability above 1 - 1e-9, even for a leaf of a single
+    number.
 
     Args:
       component: an aggregator, for central noise, or a transform, for local noise.
@@ -166,10 +168,12 @@ def assert_noise_scale(
     noise = named_leaves(_noise(component, jax.tree.map(jnp.zeros_like, update), jax.random.split(key, draws)))
     scales = jax.tree.leaves(standard_deviation)
     scales = [float(scales[0])] * len(noise) if len(scales) == 1 else list(map(float, scales))
+    in_units = []  # of each leaf's standard deviation, [draws, numbers]
     for (name, leaf), scale in zip(noise.items(), scales, strict=True):
         if not leaf.size:
             continue
         samples = leaf.astype(np.float64).reshape(draws, -1)
+        in_units.append(samples / scale)
         assert scale > 0, f"the standard deviation of leaf {name} is {scale}; it must be above 0"
         _assert_variance(f"the noise of leaf {name}", samples.ravel(), scale, false_alarm)
         test = stats.kstest(samples.ravel() / scale, "norm")
@@ -179,6 +183,10 @@ def assert_noise_scale(
         )
         what = f"the noise summed over leaf {name} (are its numbers independent?)"
         _assert_variance(what, samples.sum(1), scale * math.sqrt(samples.shape[1]), false_alarm)
+    if len(in_units) > 1:
+        numbers = np.concatenate(in_units, axis=1)
+        what = "the noise summed over all leaves (are they independent of one another?)"
+        _assert_variance(what, numbers.sum(1), math.sqrt(numbers.shape[1]), false_alarm)
 
 
 def _assert_variance(what: str, samples: np.ndarray, scale: float, false_alarm: float) -> None:
@@ -206,11 +214,17 @@ def assert_no_claim_without_noise(build: Callable[[float], Aggregator]) -> None:
     """Raises AssertionError if an epsilon is given for a mechanism without noise, or without knowing the sampling.
 
     Args:
-      build: the aggregator with a given noise multiplier; one without an accountant claims nothing, and passes.
+      build: the aggregator with a given noise multiplier; one without an accountant claims nothing, and passes, as does
+        one that refuses (ValueError) to be made without noise.
     """
     samplings = PoissonSampling(100, 0.1, 1e-12), FixedSampling(100, 10), FullParticipation(100)
     for multiplier, sampling in [*((0.0, sampling) for sampling in samplings), (1.0, None)]:
-        accountant = build(multiplier).accountant
+        try:
+            accountant = build(multiplier).accountant
+        except ValueError:
+            if multiplier:
+                raise
+            continue
         if accountant is None:
             continue
         try:

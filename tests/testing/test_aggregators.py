@@ -78,6 +78,20 @@ def test_an_order_that_matters(aggregator):
         assert_permutation_invariant(aggregator, np.zeros((1, 2), np.float32), [1])
 
 
+def test_an_aggregate_that_is_not_a_number_agrees_with_no_claim():
+    broken = mean_then(lambda leaf, key: leaf / jnp.sum(leaf * 0))
+    for claim in (
+        assert_permutation_invariant,
+        assert_translation_equivariant,
+        assert_scale_equivariant,
+        assert_convex,
+    ):
+        with pytest.raises(AssertionError, match=r"the aggregate is not finite: leaf \['a'\]"):
+            claim(broken, UPDATES, WEIGHTS)
+    with pytest.raises(AssertionError, match="the aggregate is not finite"):
+        assert_linear(broken, UPDATES, OTHERS, WEIGHTS)
+
+
 def test_clients_that_are_absent():
     for aggregator in (MEAN, MEDIAN):
         assert_padding_invariant(aggregator, UPDATES, WEIGHTS)

@@ -154,6 +154,7 @@ def test_a_round_trip_that_changes_the_form(bug):
 def test_numbers_that_are_not_finite():
     for codec in (IDENTITY, stochastic_uniform(4), error_feedback(top_k(0.1))):
         assert_rejects_non_finite(codec, UPDATE, KEY)
+    assert_rejects_non_finite(IDENTITY, np.ones((3, 4), np.float32, order="F"), KEY)
     through_integers = numberwise(lambda leaf, key: (leaf * 8).astype(jnp.int32).astype(jnp.float32) / 8)
     for codec, bad in {
         numberwise(clips): "inf",

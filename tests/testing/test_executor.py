@@ -40,7 +40,9 @@ def by_hand(keys_of, average):
         record = RoundRecord({}, count, count, cohort.present.sum(), zero)
         return (params + average(updates, cohort.present, plan), jax.random.fold_in(key, 1)), record
 
-    return RIGHT._replace(init=lambda params, key, population: (params, key), round=round_)
+    return RIGHT._replace(
+        init=lambda params, key, population: (params, key), round=round_, params=lambda state: state[0]
+    )
 
 
 def keys_by_id(key, ids):
@@ -101,3 +103,10 @@ def test_a_record_that_depends_on_the_plan():
         AssertionError, match=r"width 2 .*: the record of round 0: leaf \.clients is 4 at \(\), expected 5"
     ):
         assert_plan_invariant(right._replace(round=round_), PARAMS, POPULATION, COHORT, key=KEY)
+
+
+def test_a_model_that_is_not_a_number_agrees_with_no_plan_and_no_order():
+    diverges = federated(CLIENT, optax.sgd(float("inf")), weighted_mean())
+    for claim in (assert_plan_invariant, assert_order_invariant):
+        with pytest.raises(AssertionError, match="the model after these rounds is not finite: leaf itself"):
+            claim(diverges, PARAMS, POPULATION, COHORT, key=KEY)

@@ -139,6 +139,16 @@ def test_noise_shared_by_the_numbers_of_a_leaf():
             assert_noise_scale(adding(paired), jnp.zeros(4), STANDARD_DEVIATION, KEY)
 
 
+def test_noise_shared_by_two_leaves():
+    def one_key(total, state, key):
+        return jax.tree.map(lambda leaf: STANDARD_DEVIATION * jax.random.normal(key, leaf.shape), total), state
+
+    two = {"a": jnp.zeros(3), "b": jnp.zeros(3)}
+    assert_noise_scale(RIGHT, two, STANDARD_DEVIATION, KEY)
+    with pytest.raises(AssertionError, match=r"summed over all leaves .* 1\.3\d* times the 2\.4\d* claimed"):
+        assert_noise_scale(RIGHT._replace(finish=one_key), two, STANDARD_DEVIATION, KEY)
+
+
 def test_local_noise():
     def local(scale):
         def apply(update, state, key):
@@ -169,6 +179,15 @@ def test_false_alarms_of_the_noise_are_as_rare_as_said():
 def test_a_claim_without_noise():
     assert_no_claim_without_noise(lambda multiplier: gaussian_mean(CLIP, multiplier, DENOMINATOR))
     assert_no_claim_without_noise(lambda multiplier: weighted_mean())
+
+    def refusing(multiplier, at=0.0):
+        if multiplier == at:
+            raise ValueError(f"noise_multiplier must be above 0, got {multiplier}")
+        return RIGHT
+
+    assert_no_claim_without_noise(refusing)
+    with pytest.raises(ValueError, match="must be above 0, got 1"):
+        assert_no_claim_without_noise(lambda multiplier: refusing(multiplier or 1.0, at=1.0))
 
     def claims(sampling, rounds, delta):
         return PrivacyClaim(0.0, delta, "add-or-remove one client", "whatever", "none", rounds, 0.0)
