@@ -82,10 +82,12 @@ class UpdateTransform(NamedTuple):
 
     `apply(update, state, key) -> (update, state, bits)`: the update as the server receives it, the memory kept by the
     client, and the bits of the payload (int or int32 []), or `None` if the transform leaves the payload's form alone.
+    One that adds a mechanism's noise carries the mechanism's accountant.
     """
 
     init: Callable[[PyTree], PyTree]  # (update) -> state
     apply: Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree, Any]]
+    accountant: "Accountant | None" = None
 
 
 class Downlink(NamedTuple):
@@ -124,7 +126,8 @@ class Aggregator(NamedTuple):
 
     Contributions are summed over clients (`total`), unless `stacked` is true: then `total` is a `Stacked`. The
     contribution of an absent or rejected client is all zeros and never reaches the sum. An aggregator that is a
-    privacy mechanism carries its own accountant, built by the same call.
+    privacy mechanism carries its own accountant, built by the same call; one that is half of a mechanism says which
+    accountant the uplink must carry.
     """
 
     init: Callable[[PyTree], PyTree]  # (update) -> state
@@ -132,6 +135,7 @@ class Aggregator(NamedTuple):
     finish: Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree]]  # (total, state, key) -> (aggregate, state)
     stacked: bool = False
     accountant: "Accountant | None" = None
+    accountant_of_uplink: "Accountant | None" = None
 
 
 class ServerUpdate(NamedTuple):

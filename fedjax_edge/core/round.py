@@ -16,6 +16,7 @@ from fedjax_edge.core.keys import ClientStream, RunStream, derive
 from fedjax_edge.core.memory import available_bytes, copies_in_one_memory, in_words
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import (
+    Accountant,
     Aggregator,
     ClientUpdate,
     Codec,
@@ -23,6 +24,7 @@ from fedjax_edge.core.protocols import (
     Downlink,
     FederatedAlgorithm,
     Population,
+    PrivacyError,
     PyTree,
     RoundRecord,
     ServerUpdate,
@@ -73,6 +75,7 @@ def federated(
 
     Raises:
       TypeError: for a part that is none of the kind.
+      PrivacyError: for one half of a privacy mechanism without the other.
     """
     server, uplink, downlink = as_server_update(server), as_transform(uplink), as_downlink(downlink)
     for name, part, protocol in (("client", client, ClientUpdate), ("aggregator", aggregator, Aggregator)):
@@ -158,8 +161,17 @@ def federated(
             round=state.round + 1,
         ), record
 
-    traffic = partial(_traffic, client, server, uplink, downlink)
-    return FederatedAlgorithm(init, round_, lambda state: server.params(state.server), aggregator.accountant, traffic)
+    accountant, traffic = _accountant(uplink, aggregator), partial(_traffic, client, server, uplink, downlink)
+    return FederatedAlgorithm(init, round_, lambda state: server.params(state.server), accountant, traffic)
+
+
+def _accountant(uplink: UpdateTransform, aggregator: Aggregator) -> Accountant | None:
+    if uplink.accountant is not aggregator.accountant_of_uplink:
+        raise PrivacyError(
+            "the uplink and the aggregator are not the halves of one privacy mechanism, made by one call, so nothing "
+            "can be claimed: give both, or take the noise without a claim, as uplink._replace(accountant=None)"
+        )
+    return uplink.accountant or aggregator.accountant
 
 
 def _traffic(

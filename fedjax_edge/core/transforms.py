@@ -18,10 +18,17 @@ def chain(*parts: UpdateTransform | Codec) -> UpdateTransform:
     Codecs that follow one another are composed (see `compose`): `chain(top_k(0.1), stochastic_uniform(8))` sends the
     numbers that top-k keeps at 8 bits each. The bits are those of the last part that encodes: what it makes is what
     goes over the wire. Each part, or run of codecs, gets a key of its own, by its position.
+
+    Raises:
+      TypeError: for anything that is neither an `UpdateTransform` nor a `Codec`.
+      ValueError: for two parts that are each half of a privacy mechanism.
     """
     runs = [(kind, list(run)) for kind, run in groupby(parts, key=lambda part: isinstance(part, Codec))]
     composed = [[compose(*run)] if are_codecs else run for are_codecs, run in runs]
     transforms = [as_transform(part) for run in composed for part in run]
+    accountants = [transform.accountant for transform in transforms if transform.accountant is not None]
+    if len(accountants) > 1:
+        raise ValueError(f"a chain holds at most one half of a privacy mechanism, got {len(accountants)}")
 
     def init(update: PyTree) -> tuple[PyTree, ...]:
         return tuple(transform.init(update) for transform in transforms)
@@ -34,7 +41,7 @@ def chain(*parts: UpdateTransform | Codec) -> UpdateTransform:
             new_states.append(state)
         return update, tuple(new_states), bits
 
-    return UpdateTransform(init, apply)
+    return UpdateTransform(init, apply, *accountants)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["floats", "rest"], meta_fields=["is_float", "structure"])

@@ -73,7 +73,8 @@ def discrete_gaussian(
 
     - It trusts the devices to clip and to add noise, and the sum to be all that anyone sees. An update that something
       else changed on its way is refused where it is no longer integers. A device that is rejected for what is not its
-      update (a weight or a state that is not finite) takes its share of the noise with it.
+      update (a weight, or a state such as a memory before the mechanism, that is not finite) takes its share of the
+      noise with it.
     - The rotation is the same in every round. It is there for accuracy, not for privacy.
     - Draws differ from the law by 1e-24 in total variation at most (see `integer_noise`); delta pays for it.
 
@@ -103,7 +104,7 @@ def discrete_gaussian(
       >>> sent, _, bits = mechanism.uplink.apply(jnp.ones(6), (), jax.random.key(0))
       >>> print(sent.dtype, sent.shape, bits)
       int32 (8,) 128
-      >>> print(round(mechanism.aggregator.accountant(FullParticipation(50), rounds=1, delta=1e-5).epsilon, 2))
+      >>> print(round(mechanism.accountant(FullParticipation(50), rounds=1, delta=1e-5).epsilon, 2))
       2.17
     """
     grid = _grid(params, noise_multiplier, clients, bits)
@@ -141,7 +142,7 @@ def skellam(
     Example:
       >>> from fedjax_edge.core.protocols import FullParticipation
       >>> mechanism = skellam(jnp.zeros(6), clip_norm=1.0, noise_multiplier=2.0, clients=50, bits=16)
-      >>> print(round(mechanism.aggregator.accountant(FullParticipation(50), rounds=1, delta=1e-5).epsilon, 2))
+      >>> print(round(mechanism.accountant(FullParticipation(50), rounds=1, delta=1e-5).epsilon, 2))
       2.17
     """
     grid = _grid(params, noise_multiplier, clients, bits)
@@ -209,8 +210,8 @@ def _mechanism(
         return sent & (2**grid.bits - 1), state, grid.size * grid.bits
 
     def contribution(update: PyTree, weight: jax.Array, state: tuple) -> tuple[jax.Array, jax.Array]:
-        if jnp.result_type(update) != jnp.int32 or jnp.shape(update) != (grid.size,):
-            raise TypeError("this aggregator sums the integers of its own uplink: give both halves of the mechanism")
+        if not isinstance(update, jax.Array) or update.dtype != jnp.int32 or update.shape != (grid.size,):
+            raise TypeError("this aggregator sums the integers that its uplink sends: nothing may follow in the chain")
         return update, jnp.int32(1)
 
     def finish(total: tuple[jax.Array, jax.Array], state: tuple, key: jax.Array) -> tuple[PyTree, tuple]:
@@ -223,7 +224,8 @@ def _mechanism(
         return shape.unflatten(vector[: shape.size]), state
 
     accountant = _accountant(float(noise_multiplier), grid, divergence, noise.total_variation, words)
-    return Mechanism(UpdateTransform(init, apply), Aggregator(init, contribution, finish, accountant=accountant))
+    aggregator = Aggregator(init, contribution, finish, accountant_of_uplink=accountant)
+    return Mechanism(UpdateTransform(init, apply, accountant), aggregator)
 
 
 def _shape_of(tree: PyTree) -> TreeShape:

@@ -42,8 +42,10 @@ def local_gaussian(clip_norm: PyTree, noise_multiplier: float | jax.Array, denom
     | has no leaves or only empty     | the same                                                                |
 
     - Weights are not used: how many examples a device holds depends on its data, and so would a weighted mean.
-    - Whatever comes after (a codec: `chain(mechanism.uplink, stochastic_uniform(8))`) costs no privacy. Whatever a
-      device sends besides, such as the losses of a run's history, is not covered.
+    - Whatever comes after (a codec: `chain(mechanism.uplink, stochastic_uniform(8))`) costs no privacy, a memory such
+      as that of `error_feedback` included. Before it a memory would show an update that is not finite: the device would
+      be rejected for what it remembers. Whatever a device sends besides, such as the losses of a run's history, is not
+      covered.
     - The noise on the mean is `sqrt(denominator)` times what `gaussian_mean` adds for the same multiplier.
 
     Args:
@@ -60,7 +62,7 @@ def local_gaussian(clip_norm: PyTree, noise_multiplier: float | jax.Array, denom
     Example:
       >>> from fedjax_edge.core.protocols import FullParticipation
       >>> mechanism = local_gaussian(clip_norm=1.0, noise_multiplier=8.0, denominator=100)
-      >>> claim = mechanism.aggregator.accountant(FullParticipation(100), rounds=4, delta=1e-5)
+      >>> claim = mechanism.accountant(FullParticipation(100), rounds=4, delta=1e-5)
       >>> print(round(claim.epsilon, 2), claim.relation)
       1.99 replace one client's update, as the server sees it
     """
@@ -103,7 +105,7 @@ def local_laplace(
     Example:
       >>> from fedjax_edge.core.protocols import FullParticipation
       >>> mechanism = local_laplace(clip_norm=1.0, noise_multiplier=4.0, denominator=100)
-      >>> print(round(mechanism.aggregator.accountant(FullParticipation(100), rounds=3, delta=1e-9).epsilon, 3))
+      >>> print(round(mechanism.accountant(FullParticipation(100), rounds=3, delta=1e-9).epsilon, 3))
       1.5
     """
     checks.positive("clip_norm", clip_norm)
@@ -151,8 +153,8 @@ def _mechanism(
     def finish(total: PyTree, state: tuple, key: jax.Array) -> tuple[PyTree, tuple]:
         return jax.tree.map(lambda leaf: leaf / jnp.asarray(denominator, leaf.dtype), total), state
 
-    aggregator = Aggregator(lambda update: (), contribution, finish, accountant=accountant)
-    return Mechanism(UpdateTransform(lambda update: (), apply), aggregator)
+    aggregator = Aggregator(lambda update: (), contribution, finish, accountant_of_uplink=accountant)
+    return Mechanism(UpdateTransform(lambda update: (), apply, accountant), aggregator)
 
 
 def _accountant(

@@ -2,14 +2,19 @@
 
 from typing import NamedTuple
 
-from fedjax_edge.core.protocols import Aggregator, UpdateTransform
+from fedjax_edge.core.protocols import Accountant, Aggregator, UpdateTransform
 
 
 class Mechanism(NamedTuple):
-    """Noise that is added on the devices, and the sum it belongs to; used as one, or the claim is of something else.
+    """Noise that is added on the devices, and the sum it belongs to.
 
-    `fedavg(..., uplink=mechanism.uplink, aggregator=mechanism.aggregator)`; the aggregator carries the accountant.
+    `fedavg(..., uplink=mechanism.uplink, aggregator=mechanism.aggregator)`; one half without the other is refused.
     """
 
     uplink: UpdateTransform
     aggregator: Aggregator
+
+    @property
+    def accountant(self) -> Accountant:
+        """What both halves together guarantee."""
+        return self.uplink.accountant

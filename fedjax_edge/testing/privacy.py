@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -210,12 +211,12 @@ def _noise(component: Aggregator | Codec | UpdateTransform, update: PyTree, keys
     return jax.vmap(lambda key: component.finish(total, state, key)[0])(keys)
 
 
-def assert_no_claim_without_noise(build: Callable[[float], Aggregator]) -> None:
+def assert_no_claim_without_noise(build: Callable[[float], Any]) -> None:
     """Raises AssertionError if an epsilon is given for a mechanism without noise, or without knowing the sampling.
 
     Args:
-      build: the aggregator with a given noise multiplier; one without an accountant claims nothing, and passes, as does
-        one that refuses (ValueError) to be made without noise.
+      build: the aggregator, or the mechanism of two halves, with a given noise multiplier; one without an accountant
+        claims nothing, and passes, as does one that refuses (ValueError) to be made without noise.
     """
     samplings = PoissonSampling(100, 0.1, 1e-12), FixedSampling(100, 10), FullParticipation(100)
     for multiplier, sampling in [*((0.0, sampling) for sampling in samplings), (1.0, None)]:

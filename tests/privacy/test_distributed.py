@@ -181,7 +181,7 @@ def test_skellams_bound_holds_by_enumeration_and_is_what_is_claimed():
                 bound = order * shift**2 / (2 * variance) + min(excess, 3 * shift / (2 * variance))
                 assert exact_divergence(law, shift, order) <= bound
     for bits in (6, BITS):
-        accountant = skellam(PARAMS, CLIP, MULTIPLIER, CLIENTS, bits=bits).aggregator.accountant
+        accountant = skellam(PARAMS, CLIP, MULTIPLIER, CLIENTS, bits=bits).accountant
         by_hand = skellam_claim_by_hand(_grid(PARAMS, MULTIPLIER, CLIENTS, bits), CLIENTS, 5, 1e-5)
         assert accountant(FullParticipation(CLIENTS), 5, 1e-5).epsilon == pytest.approx(by_hand, rel=2e-3)
 
@@ -190,7 +190,7 @@ def test_skellams_bound_holds_by_enumeration_and_is_what_is_claimed():
 def test_claims_approach_the_gaussians_and_never_fall_below(name):
     epsilons = []
     for bits in (9, 12, 16):
-        accountant = MAKERS[name](PARAMS, CLIP, MULTIPLIER, CLIENTS, bits=bits).aggregator.accountant
+        accountant = MAKERS[name](PARAMS, CLIP, MULTIPLIER, CLIENTS, bits=bits).accountant
         epsilons.append(accountant(FullParticipation(CLIENTS), 5, 1e-5).epsilon)
     rdp = dp_accounting.rdp.RdpAccountant().compose(dp_accounting.GaussianDpEvent(MULTIPLIER), 5).get_epsilon(1e-5)
     assert epsilons[0] > epsilons[1] > epsilons[2] > dp_accounting.get_epsilon_gaussian(MULTIPLIER / 5**0.5, 1e-5)
@@ -199,7 +199,7 @@ def test_claims_approach_the_gaussians_and_never_fall_below(name):
 
 @each_mechanism
 def test_the_claim_says_whose_noise_it_counts_on(name):
-    accountant = MECHANISMS[name].aggregator.accountant
+    accountant = MECHANISMS[name].accountant
     claim = accountant(CyclicSampling(80, CLIENTS), 8, 1e-5)
     assert claim.relation == "zero out one client (its contributions become zero)"
     assert "fewer than 20 clients is not released" in claim.sampling and "at most 2 rounds" in claim.accountant
@@ -222,7 +222,7 @@ def test_too_coarse_noise_costs_what_the_sum_is_not():
         costs = orders / 2 * grid.rounded_norm**2 / (CLIENTS * grid.deviation**2) + grid.size * per_number
         return dp_accounting.rdp.compute_epsilon(orders, costs, 1e-5)[0]
 
-    coarse = discrete_gaussian(PARAMS, CLIP, MULTIPLIER, CLIENTS, bits=6).aggregator.accountant
+    coarse = discrete_gaussian(PARAMS, CLIP, MULTIPLIER, CLIENTS, bits=6).accountant
     epsilon = coarse(FullParticipation(CLIENTS), 1, 1e-5).epsilon
     assert by_hand(gap) < epsilon < by_hand(1.5 * gap)  # Proposition 14's first term, and a little more
     assert epsilon > by_hand(0) + 0.5
@@ -243,12 +243,12 @@ def test_a_run_sums_integers_and_counts_their_bits(name):
     assert result.history["bits_up"].tolist() == [4 * 4 * 12] * 2
     assert result.claim.epsilon == result.history.last("epsilon") > 0
     assert np.isfinite(np.asarray(result.params)).all() and result.history["rejected"].sum() == 0
-    mismatched = fe.algorithms.fedavg(
+    bypassed = fe.algorithms.fedavg(
         lambda params, batch, key: batch["x"] @ params, optax.sgd(0.1), batch_size=1, epochs=1,
-        aggregator=mechanism.aggregator,
+        uplink=fe.chain()._replace(accountant=mechanism.accountant), aggregator=mechanism.aggregator,
     )  # fmt: skip
-    with pytest.raises(TypeError, match="give both halves of the mechanism"):
-        fe.run(mismatched, jnp.zeros(3), population, **given)
+    with pytest.raises(TypeError, match="sums the integers that its uplink sends"):
+        fe.run(bypassed, jnp.zeros(3), population, **given)
 
 
 @pytest.mark.parametrize(

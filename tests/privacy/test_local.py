@@ -78,7 +78,7 @@ def test_the_mean_ignores_weights_and_who_is_missing(name):
 
 
 def test_the_gaussians_claim_is_that_of_a_doubled_sensitivity_for_each_round():
-    claim = local_gaussian(1.0, 8.0, 10).aggregator.accountant(FullParticipation(10), 4, 1e-5)
+    claim = local_gaussian(1.0, 8.0, 10).accountant(FullParticipation(10), 4, 1e-5)
     independent = PLDAccountant(dp_accounting.NeighboringRelation.REPLACE_ONE)
     independent.compose(dp_accounting.GaussianDpEvent(8.0), 4)  # which doubles the sensitivity itself
     assert claim.epsilon == pytest.approx(independent.get_epsilon(1e-5), rel=1e-3)
@@ -86,7 +86,7 @@ def test_the_gaussians_claim_is_that_of_a_doubled_sensitivity_for_each_round():
 
 
 def test_laplace_claims_are_pure_and_compose_as_at_worst():
-    accountant = local_laplace(1.0, 4.0, 10).aggregator.accountant
+    accountant = local_laplace(1.0, 4.0, 10).accountant
     assert accountant(FullParticipation(10), 1, 1e-12).epsilon == pytest.approx(0.5, rel=1e-6)
     assert accountant(FullParticipation(10), 3, 1e-12).epsilon == pytest.approx(1.5, rel=1e-3)
     # Kairouz, Oh and Viswanath, Theorem 3.3: k rounds of epsilon are (k - 2 i) epsilon at this delta.
@@ -102,7 +102,7 @@ def test_laplace_claims_are_pure_and_compose_as_at_worst():
 @pytest.mark.parametrize("multiplier", [1e-4, 0.02, 4.0])
 @pytest.mark.parametrize("delta", [1e-300, 1e-15, 1e-5])
 def test_laplace_claims_never_exceed_the_sum_however_little_noise_and_delta_there_is(multiplier, delta):
-    accountant = local_laplace(1.0, multiplier, 10).aggregator.accountant
+    accountant = local_laplace(1.0, multiplier, 10).accountant
     for rounds in (1, 30):
         claimed, plain = accountant(FullParticipation(10), rounds, delta).epsilon, rounds * 2 / multiplier
         assert 0 < claimed <= plain
@@ -112,7 +112,7 @@ def test_laplace_claims_never_exceed_the_sum_however_little_noise_and_delta_ther
 
 @each_mechanism
 def test_rounds_count_as_often_as_a_client_takes_part(name):
-    accountant = MAKERS[name](1.0, 8.0, 10).aggregator.accountant
+    accountant = MAKERS[name](1.0, 8.0, 10).accountant
     two = accountant(FullParticipation(10), 2, 1e-5).epsilon
     assert accountant(CyclicSampling(40, 10), 8, 1e-5).epsilon == two
     for sampling in (PoissonSampling(100, 0.01, 0.0), FixedSampling(100, 10)):
@@ -120,13 +120,13 @@ def test_rounds_count_as_often_as_a_client_takes_part(name):
     assert accountant(FullParticipation(10), 0, 1e-5).epsilon == 0
     with pytest.raises(PrivacyError, match="in how many rounds a client takes part"):
         accountant(None, 2, 1e-5)
-    testing.assert_no_claim_without_noise(lambda z: MAKERS[name](1.0, z, 10).aggregator)
+    testing.assert_no_claim_without_noise(lambda z: MAKERS[name](1.0, z, 10))
 
 
 @each_mechanism
 def test_calibration_meets_the_budget(name):
     def accountant_of(multiplier):
-        return MAKERS[name](1.0, multiplier, 10).aggregator.accountant
+        return MAKERS[name](1.0, multiplier, 10).accountant
 
     found = calibrate_noise_multiplier(1.0, 1e-5, FullParticipation(10), 1, accountant_of)
     assert 0.998 < accountant_of(found)(FullParticipation(10), 1, 1e-5).epsilon <= 1.0
