@@ -153,14 +153,16 @@ def _iterate(matrix: jax.Array, right: jax.Array, key: jax.Array, shape: tuple[i
     lengths = jax.vmap(l2_norm, in_axes=1)(right)[None, :]  # the span matters, and no product may overflow
     fresh = jax.random.normal(key, right.shape)
     start = jnp.where(lengths > 0, right / jnp.where(lengths > 0, lengths, 1), fresh)
-    left, _ = jnp.linalg.qr(matrix @ start)
-    return Factors(left, nan_unless_finite(matrix.T @ left, matrix), shape, dtype)
+    with jax.default_matmul_precision("highest"):  # accelerators would round the factors otherwise
+        left, _ = jnp.linalg.qr(matrix @ start)
+        return Factors(left, nan_unless_finite(matrix.T @ left, matrix), shape, dtype)
 
 
 def _decode(payload: PyTree) -> PyTree:
     def decode_one(part: Factors | jax.Array) -> jax.Array:
         if not _is_factors(part):
             return part
-        return (part.left @ part.right.T).reshape(part.shape).astype(part.dtype)
+        product = jnp.matmul(part.left, part.right.T, precision="highest")
+        return product.reshape(part.shape).astype(part.dtype)
 
     return jax.tree.map(decode_one, payload, is_leaf=_is_factors)

@@ -23,7 +23,9 @@ def qsgd(levels: int) -> Codec:
     empty                           empty
     NaN or infinite anywhere        a leaf of NaNs, so that the round can reject it;
                                     likewise a norm that overflows float32
-    narrower than float32           rounded to that dtype: unbiased but for that
+    narrower than float32           rounded to that dtype: unbiased but for that; infinite
+                                    beyond its range, as a norm may be in float16, and
+                                    then rejected by the round
     ==============================  ===================================================
 
     Args:

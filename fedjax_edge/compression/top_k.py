@@ -26,9 +26,10 @@ class Sparse:
 def top_k(fraction: float) -> Codec:
     """Returns the codec that keeps the largest magnitudes of the whole update and drops the rest.
 
-    Of `n` numbers it keeps `k = max(1, round(fraction * n))`, at `32 + ceil(log2(n))` bits each (33 for a single
-    number). Biased; its squared error is at most `(1 - k / n) * |x|**2`, the contraction that `error_feedback` needs:
-    wrapped in it, what is dropped is sent later. (`per_leaf(top_k(...))` keeps a share of every leaf.)
+    Of `n` numbers it keeps `k = max(1, round(fraction * n))`, at 32 bits each and `ceil(log2(n))` for each index, at
+    least 1 and together in whole bytes (40 in all for a single number). Biased; its squared error is at most
+    `(1 - k / n) * |x|**2`, the contraction that `error_feedback` needs: wrapped in it, what is dropped is sent later.
+    (`per_leaf(top_k(...))` keeps a share of every leaf.)
 
     ==============================  ===================================================================
     input                           decoded

@@ -49,6 +49,9 @@ def gaussian_accountant(noise_multiplier: float | jax.Array) -> Accountant:
     expected size gives 3.95 (150 of 300 clients, 40 rounds, multiplier 2.75, delta 1e-3) and the truth is at least
     10.4; the two relations are not comparable, and a Poisson epsilon is never claimed for a fixed-size cohort.
 
+    With `FixedSampling` a round must depend on the other clients' earlier rounds through what was released alone: not
+    on memories such as that of `error_feedback`, which say who took part.
+
     Cohorts are taken for exactly uniform. The samplers' keyed permutation is within 2e-7 of that in total variation at
     the worst small population, of 4 (`core.permutation`), and delta does not pay for it.
 

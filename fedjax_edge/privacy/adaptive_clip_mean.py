@@ -57,7 +57,8 @@ def adaptive_clip_mean(
       count_noise: sigma_b, the standard deviation of the noise on the sum of the bits, above z / 2; by default
         `denominator / 20` as in the paper.
 
-    All may be traced; a claim needs the concrete `noise_multiplier` and `count_noise`.
+    All may be traced; a claim needs the concrete `noise_multiplier` and `count_noise`. Traced ones are not checked:
+    with a `count_noise` of z / 2 or less the noise on the mean, and so the mean, is not a number.
 
     Returns:
       An `Aggregator` whose state is the clip norm, float32 [], and whose epsilon is that of `gaussian_accountant(z)`.

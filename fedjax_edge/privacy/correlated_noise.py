@@ -12,6 +12,7 @@ import optax
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import PyTree
+from fedjax_edge.core.trees import zero_unless
 from fedjax_edge.privacy.noise import normal
 
 
@@ -72,8 +73,8 @@ def tree_noise(rounds: int) -> Strategy:
             return jax.tree.map(estimate, own, nodes, below)
 
         new = jax.lax.fori_loop(0, top + 1, climb, optax.tree.zeros_like(like))
-        is_replaced = jnp.arange(levels) < top
-        replaced = jax.tree.map(lambda leaf: jnp.tensordot(is_replaced.astype(leaf.dtype), leaf, 1), nodes)
+        kept = jax.vmap(zero_unless)(jnp.arange(levels) < top, nodes)
+        replaced = jax.tree.map(lambda leaf: leaf.sum(0), kept)
         nodes = jax.tree.map(lambda leaf, node: leaf.at[top].set(node), nodes, new)
         return optax.tree.sub(new, replaced), (done + 1, nodes)
 
@@ -169,8 +170,12 @@ def streaming_noise(noising_matrix: Any, rounds: int) -> Strategy:
 
 @contextmanager
 def _lenient() -> Iterator[None]:
-    """jax-privacy relies on promotions that a user's strict settings may forbid."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+    """jax-privacy relies on promotions that a user's strict settings may forbid, and on products that do not round."""
+    with (
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.default_matmul_precision("highest"),
+    ):
         yield
 
 
@@ -184,7 +189,7 @@ def _jax_privacy() -> Any:
 
 @lru_cache
 def _best_coefficients(rounds: int, bands: int) -> np.ndarray:
-    with _lenient():
+    with _lenient(), jax.ensure_compile_time_eval():
         return np.asarray(_jax_privacy().toeplitz.optimize_banded_toeplitz(rounds, bands))
 
 

@@ -20,7 +20,9 @@ class Ledger(NamedTuple):
     and ask for them all together. Claims are composed by privacy loss distributions where cohorts are Poisson, by RDP
     where they are of fixed size, by the analytic Gaussian where nothing is sampled; later runs may depend on earlier
     ones. One name is one run: a second run of the same mechanism needs a name of its own, or its claim would be taken
-    for that of the first run gone on.
+    for that of the first run gone on. And it needs a key of its own, as every phase does: all noise comes of the run's
+    key, and what two runs of one key release differs by no noise at all. So the trials of one seed of a sweep do not
+    add up.
 
     >>> from fedjax_edge.core.protocols import FullParticipation
     >>> from fedjax_edge.privacy.accounting import gaussian_accountant
@@ -47,7 +49,9 @@ class Ledger(NamedTuple):
             )
         entries = dict(self.entries)
         old = entries.get(name)
-        if old is not None and (old.mechanism != claim.mechanism or _spent(old) > _spent(claim)):
+        if old is not None and not (
+            old.mechanism == claim.mechanism and old.rounds <= claim.rounds and _spent(old) <= _spent(claim)
+        ):
             raise ValueError(
                 f"{name!r} stands for {old.rounds} rounds of {old.mechanism}, which {claim.rounds} rounds of "
                 f"{claim.mechanism} do not continue: record them under another name"

@@ -6,7 +6,7 @@ from scipy import stats
 from scipy.linalg import solve_triangular
 
 from fedjax_edge import testing
-from fedjax_edge.privacy import banded_toeplitz_noise, blt_noise, streaming_noise, tree_noise
+from fedjax_edge.privacy import banded_toeplitz_noise, blt_noise, correlated_noise, streaming_noise, tree_noise
 
 jax_privacy = pytest.importorskip("jax_privacy.matrix_factorization")
 
@@ -121,3 +121,13 @@ def test_a_state_keeps_its_form_on_awkward_trees(name):
 def test_values_out_of_range_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_the_best_bands_are_found_while_tracing():
+    correlated_noise._best_coefficients.cache_clear()
+
+    def first_slice(key):
+        strategy = banded_toeplitz_noise(7, 3)
+        return strategy.next(jnp.zeros(2), strategy.init(jnp.zeros(2)), key)[0]
+
+    assert np.isfinite(jax.jit(first_slice)(jax.random.key(0))).all()

@@ -78,7 +78,7 @@ def test_examples_and_local_updates_compose_among_themselves():
     assert ledger_of(example(FULL, 2, DELTA), example(FULL, 3, DELTA)).claim(DELTA).epsilon == pytest.approx(
         example(FULL, 5, DELTA).epsilon
     )
-    local = local_gaussian(1.0, 10.0, 100).aggregator.accountant
+    local = local_gaussian(1.0, 10.0, 100).accountant
     assert ledger_of(local(FULL, 2, DELTA), local(FULL, 3, DELTA)).claim(DELTA).epsilon == pytest.approx(
         local(FULL, 5, DELTA).epsilon
     )
@@ -98,7 +98,7 @@ def test_what_cannot_be_composed_is_refused():
     with pytest.raises(PrivacyError, match="different neighbours cannot be added up"):
         ledger_of(poisson(1.0, 20), poisson(4.0, 20, FIXED)).claim(DELTA)
     with pytest.raises(PrivacyError, match="cannot be composed with anything else"):
-        ledger_of(local_laplace(1.0, 4.0, 10).aggregator.accountant(FULL, 1, DELTA))
+        ledger_of(local_laplace(1.0, 4.0, 10).accountant(FULL, 1, DELTA))
     with pytest.raises(ValueError, match="delta must be"):
         Ledger().claim(0.0)
 
@@ -115,7 +115,8 @@ def test_a_run_with_other_epochs_or_turns_is_another_run():
     few, many = (dp_sgd(1.0, 10.0, batch_size=8, epochs=epochs).accountant(FULL, 2, DELTA) for epochs in (1, 3))
     turns = poisson(1.0, 8, CyclicSampling(100, 50)), poisson(1.0, 9, CyclicSampling(100, 10))
     noise = (correlated_mean(tree_noise(8), 1, 3.0, 25).accountant(FULL, rounds, DELTA) for rounds in (8, 4))
-    for first, second in ((many, few), (few, many), turns, noise):
+    fewer = (poisson(1.0, rounds, CyclicSampling(100, 25)) for rounds in (12, 9))  # three turns of a client, both
+    for first, second in ((many, few), (few, many), turns, noise, fewer):
         with pytest.raises(ValueError, match="record them under another name"):
             Ledger().record("run", first).record("run", second)
     grown = [correlated_mean(tree_noise(8), 1, 3.0, 25).accountant(FULL, rounds, DELTA) for rounds in (4, 8)]
@@ -143,7 +144,7 @@ def test_mechanisms_of_equal_noise_are_told_apart():
         for second in claims[number + 1 :]:
             with pytest.raises(ValueError, match="record them under another name"):
                 Ledger().record("run", first).record("run", second)
-    longer = local_gaussian(1.0, 10.0, 100).aggregator.accountant
+    longer = local_gaussian(1.0, 10.0, 100).accountant
     assert len(Ledger().record("run", longer(FULL, 2, DELTA)).record("run", longer(FULL, 3, DELTA)).entries) == 1
 
 
