@@ -43,15 +43,11 @@ def fedavg_dp_sgd(
       aggregator: in the place of `aggregation.weighted_mean()`; one without a claim of its own.
 
     Raises:
-      ValueError: an argument is out of range, or the aggregator has an accountant: one run states one epsilon.
+      ValueError: an argument is out of range, or the aggregator, or the mechanism that it is half of, has an
+        accountant: one run states one epsilon.
 
     Source: McMahan et al. 2017 (arXiv:1602.05629), Algorithm 1; Abadi et al. 2016 (arXiv:1607.00133), Algorithm 1.
     """
-    if aggregator is not None and aggregator.accountant is not None:
-        raise ValueError(
-            "the aggregator has an accountant of its own, for whole clients: an algorithm states one epsilon, so "
-            "compose `federated(...)` by hand and ask both accountants"
-        )
     mechanism = dp_sgd(clip_norm, noise_multiplier, batch_size=batch_size, epochs=epochs, chunk=chunk)
     algorithm = federated(
         client=local_sgd(
@@ -66,4 +62,9 @@ def fedavg_dp_sgd(
         uplink=uplink,
         downlink=downlink,
     )
+    if algorithm.accountant is not None:
+        raise ValueError(
+            "the aggregator has an accountant of its own, for whole clients: an algorithm states one epsilon, so "
+            "compose `federated(...)` by hand and ask both accountants"
+        )
     return algorithm._replace(accountant=mechanism.accountant)

@@ -53,6 +53,9 @@ def test_each_step_of_each_client_draws_noise_of_its_own():
 def test_a_second_claim_and_full_batches_are_refused():
     with pytest.raises(ValueError, match="states one epsilon"):
         build(1.0, aggregator=fe.privacy.gaussian_mean(1.0, 1.0, 3))
+    local = fe.privacy.local_gaussian(1.0, 1.0, 3)
+    with pytest.raises(ValueError, match="states one epsilon"):
+        build(1.0, uplink=local.uplink, aggregator=local.aggregator)
     with pytest.raises(ValueError, match="batch_size must be"):
         build(1.0, batch_size=None)
     with pytest.raises(ValueError, match="needs a batch_size"):
