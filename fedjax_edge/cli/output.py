@@ -129,17 +129,18 @@ def save(folder: Path, config: RunConfig, parts: Parts, plan: Plan, result: RunR
 def save_sweep(folder: Path, grid: dict[str, list], result: SweepResult) -> None:
     """Writes `sweep.csv` and, of a grid with two or more sides, `heat_map.png`, each whole or not at all.
 
-    A picture of a table that was there before is removed.
+    Where none is drawn, that of an earlier table is removed.
     """
     from fedjax_edge.plotting import plot_sweep
 
-    (folder / "heat_map.png").unlink(missing_ok=True)
     if result.trials:
         result.to_csv(folder / "sweep.csv")
-    sides = [name for name, values in grid.items() if len(values) > 1]
+    sides, picture = [name for name, values in grid.items() if len(values) > 1], folder / "heat_map.png"
     if len(sides) >= 2 and not result.interrupted:
         figure = plot_sweep(result, *sides[:2]).figure
-        _replace(folder / "heat_map.png", lambda partial: figure.savefig(partial, format="png"))
+        _replace(picture, lambda partial: figure.savefig(partial, format="png"))
+    else:
+        picture.unlink(missing_ok=True)
 
 
 def _replace(path: Path, write) -> None:

@@ -174,8 +174,8 @@ def assert_noise_scale(
         if not leaf.size:
             continue
         samples = leaf.astype(np.float64).reshape(draws, -1)
-        in_units.append(samples / scale)
         assert scale > 0, f"the standard deviation of leaf {name} is {scale}; it must be above 0"
+        in_units.append(samples / scale)
         _assert_variance(f"the noise of leaf {name}", samples.ravel(), scale, false_alarm)
         test = stats.kstest(samples.ravel() / scale, "norm")
         assert test.pvalue > false_alarm, (

@@ -98,6 +98,8 @@ def test_noise_of_the_right_scale():
     assert_noise_scale(RIGHT._replace(finish=louder_on_b), ONE, scales, KEY)
     with pytest.raises(AssertionError, match=r"the noise of leaf \['b'\] has a standard deviation of"):
         assert_noise_scale(RIGHT._replace(finish=louder_on_b), ONE, STANDARD_DEVIATION, KEY)
+    with pytest.raises(AssertionError, match=r"the standard deviation of leaf \['a'\] is 0\.0; it must be above 0"):
+        assert_noise_scale(RIGHT, ONE, 0.0, KEY)
 
 
 @pytest.mark.parametrize("factor", [2 / 3, 3 / 2, 0.5, 2.0])
