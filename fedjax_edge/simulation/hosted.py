@@ -48,13 +48,13 @@ def start_hosted(
     Raises:
       TypeError: for an algorithm that `core.round.federated` did not assemble.
     """
-    state = initial_state(params, variant, population.view_of_nobody(), program=program)
+    key, nobody, views = variant.key, population.view_of_nobody(), None
+    params, nobody, columns, variant = on_all_devices((params, nobody, columns, variant), program.plan)
+    state = initial_state(params, variant, nobody, program=program)
     if not isinstance(state, RoundState):
         raise TypeError(f"a population on the host needs an algorithm made by fe.federated, got a state {type(state)}")
     kept = _for_all({part: getattr(state, part) for part in PER_CLIENT}, population)
-    state = on_all_devices(state._replace(**dict.fromkeys(kept)), program.plan)._replace(**kept)
-    key, views = variant.key, None
-    columns, variant = on_all_devices((columns, variant), program.plan)
+    state = state._replace(**kept)
     unnamed = [Path(leaf.filename) for leaf in jax.tree.leaves(kept) if isinstance(leaf, np.memmap)]
 
     def advance(state: RoundState, start: int, stop: int) -> tuple[RoundState, Report]:
@@ -84,7 +84,7 @@ def _for_all(states: dict[str, PyTree], population: HostedDataset) -> PyTree:
     named = [("".join(c if c.isalnum() else "_" for c in jax.tree_util.keystr(path)), leaf) for path, leaf in leaves]
     own = f"_{jax.process_index()}" if jax.process_count() > 1 else ""  # the folder may be one for all processes
     return structure.unflatten(
-        _kept(np.asarray(leaf[0]), f"{i:03}{name}{own}{UNNAMED}", population) for i, (name, leaf) in enumerate(named)
+        _kept(np.asarray(leaf)[0], f"{i:03}{name}{own}{UNNAMED}", population) for i, (name, leaf) in enumerate(named)
     )
 
 

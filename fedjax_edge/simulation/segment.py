@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_edge.core.bundle import Bundle, bundle, unbundle
-from fedjax_edge.core.executor import on_all_devices
+from fedjax_edge.core.executor import on_all_devices, on_each_device
 from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.plan import Plan
 from fedjax_edge.core.protocols import LossFn, Mean, Population, PyTree, RoundRecord, Sampler
@@ -120,7 +120,8 @@ def run_segment(
 def initial_state(params: PyTree, variant: Variant, population: Population, *, program: Program) -> PyTree:
     """Returns the state before the first round, of arrays of its own, since they will be donated."""
     algorithm = program.recipe(variant.hyperparameters).algorithm
-    return jax.tree.map(jnp.copy, algorithm.init(params, variant.key, population))
+    init = on_each_device(algorithm.init, program.plan)
+    return jax.tree.map(jnp.copy, init(params, variant.key, population))
 
 
 @contextmanager
@@ -133,8 +134,8 @@ def start_resident(
     pace: Pace,
 ) -> Iterator[tuple[PyTree, Advance]]:
     """Yields the initial state, and what runs rounds with all clients' data on every device."""
+    params, population, columns, variant = on_all_devices((params, population, columns, variant), program.plan)
     state = initial_state(params, variant, population, program=program)
-    state, population, columns, variant = on_all_devices((state, population, columns, variant), program.plan)
 
     def advance(state: PyTree, start: int, stop: int) -> tuple[PyTree, Report]:
         schedule = pace.schedule(start, stop)

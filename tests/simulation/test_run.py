@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import fedjax_edge as fe
-from fedjax_edge.core import PrivacyError
+from fedjax_edge.core import ClientOutput, ClientUpdate, PrivacyError
 from fedjax_edge.simulation.recipe import Recipe
 from fedjax_edge.simulation.segment import Pace, Program, Variant, run_segment
 
@@ -120,6 +120,19 @@ def test_one_compilation_serves_rounds_seeds_data_and_schedules(compilations):
         )  # fmt: skip
     assert run_segment._cache_size() == before
     assert not messages
+
+
+@pytest.mark.parametrize("plan", [fe.make_plan(width=1, devices=1), TWO_DEVICES, fe.make_plan(width=3, devices=2)])
+def test_what_a_client_does_is_traced_once(plan):
+    traces = []
+
+    def update(params, examples, state, key):
+        traces.append(plan)
+        return ClientOutput(params, examples.size.astype(jnp.float32), state, {})
+
+    algorithm = fe.federated(ClientUpdate(lambda params: (), update), optax.sgd(1.0), fe.aggregation.weighted_mean())
+    run(algorithm, plan=plan)
+    assert len(traces) == 1
 
 
 def test_a_segment_moves_nothing_between_host_and_device():
