@@ -71,3 +71,9 @@ def test_the_code_is_linted_and_formatted():
     for command in (["check"], ["format", "--check"]):
         result = subprocess.run([sys.executable, "-m", "ruff", *command, ROOT], capture_output=True, text=True)
         assert result.returncode == 0, result.stdout
+
+
+def test_what_takes_long_to_import_waits_until_it_is_used():
+    slow = ["dp_accounting", "jax_privacy", "matplotlib", "orbax.checkpoint", "pooch", "scipy.stats", "tyro"]
+    code = f"import fedjax_edge.testing, sys; assert not set({slow}) & set(sys.modules), set({slow}) & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

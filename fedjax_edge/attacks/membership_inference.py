@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
+import scipy
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.losses import example_losses
@@ -135,7 +135,7 @@ def membership_inference(
     threshold = np.sort(others)[::-1][min(allowed, len(others) - 1)]
     found, false_alarms = int((members > threshold).sum()), int((others > threshold).sum())
     auc, error = _area(members, others)
-    reach = float(stats.norm.ppf((1 + confidence) / 2)) * error
+    reach = float(scipy.stats.norm.ppf((1 + confidence) / 2)) * error
     return Membership(
         auc=auc,
         auc_interval=(max(auc - reach, 0.0), min(auc + reach, 1.0)),
@@ -168,12 +168,13 @@ def _scores(name: str, scores: jax.Array) -> np.ndarray:
 
 def _area(members: np.ndarray, others: np.ndarray) -> tuple[float, float]:
     """The area under the ROC curve, ties counting half, and its standard error after DeLong."""
-    ranks = stats.rankdata(np.concatenate([members, others]))
-    above = (ranks[: len(members)] - stats.rankdata(members)) / len(others)  # each member's share of others below it
-    below = 1 - (ranks[len(members) :] - stats.rankdata(others)) / len(members)
+    rank = scipy.stats.rankdata
+    ranks = rank(np.concatenate([members, others]))
+    above = (ranks[: len(members)] - rank(members)) / len(others)  # each member's share of others below it
+    below = 1 - (ranks[len(members) :] - rank(others)) / len(members)
     return float(above.mean()), float(np.sqrt(above.var(ddof=1) / len(members) + below.var(ddof=1) / len(others)))
 
 
 def _clopper_pearson(successes: int, trials: int, confidence: float) -> tuple[float, float]:
-    interval = stats.binomtest(successes, trials).proportion_ci(confidence, method="exact")
+    interval = scipy.stats.binomtest(successes, trials).proportion_ci(confidence, method="exact")
     return float(interval.low), float(interval.high)

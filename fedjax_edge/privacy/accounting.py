@@ -1,13 +1,14 @@
-"""What rounds of the Gaussian mechanism on sums of clipped updates may claim, from `dp-accounting`."""
+"""What rounds of the Gaussian mechanism on sums of clipped updates may claim, from `dp-accounting`.
+
+That is imported where a number is asked for, here and beside this file: it takes longer than all of this package.
+"""
 
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import dp_accounting
 import jax
-from dp_accounting.pld import privacy_loss_distribution
-from dp_accounting.rdp import RdpAccountant
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import (
@@ -21,6 +22,9 @@ from fedjax_edge.core.protocols import (
     Release,
     Sampling,
 )
+
+if TYPE_CHECKING:
+    from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 _ADD_OR_REMOVE = "add-or-remove one client"
 _REPLACE = "replace one client"
@@ -231,10 +235,17 @@ def compose(releases: Sequence[Release], delta: float) -> tuple[float, str]:
         raise PrivacyError("Poisson sampling and cohorts of fixed size have neighbours that cannot be compared")
     else:
         # T releases with multiplier z are exactly as private as one with z / sqrt(T).
-        epsilon, by = dp_accounting.get_epsilon_gaussian(1 / inverse, delta), "analytic Gaussian"
+        epsilon, by = gaussian_epsilon(1 / inverse, delta), "analytic Gaussian"
     if not math.isfinite(epsilon):
         raise PrivacyError(f"no finite epsilon for {list(releases)} at delta={delta}")
     return float(epsilon), by
+
+
+def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
+    """Returns the epsilon of one release with Gaussian noise, exactly, for a multiplier above 0."""
+    import dp_accounting
+
+    return float(dp_accounting.get_epsilon_gaussian(noise_multiplier, delta))
 
 
 def most_participations(sampling: Sampling, rounds: int) -> int:
@@ -261,9 +272,11 @@ def most_participations(sampling: Sampling, rounds: int) -> int:
 
 
 def _fixed_epsilon(releases: Sequence[Release], inverse: float, delta: float) -> float:
+    import dp_accounting
+
     # RdpAccountant takes the multiplier relative to the sensitivity under *its* relation and does not double it for
     # REPLACE_ONE (PLDAccountant does): replacing a client moves the sum by 2 S, so z S is a multiplier of z / 2.
-    accountant = RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
+    accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
     for noise_multiplier, times, (clients, cohort_size) in releases:
         checks.integer("sampling.cohort_size", cohort_size, at_least=1, at_most=clients)
         gaussian = dp_accounting.GaussianDpEvent(noise_multiplier / 2)
@@ -326,10 +339,10 @@ def _overflow_factor(epsilon: float, probability: float) -> float:
 
 
 @functools.lru_cache(maxsize=16)
-def _poisson_round(
-    noise_multiplier: float, probability: float, interval: float
-) -> privacy_loss_distribution.PrivacyLossDistribution:
+def _poisson_round(noise_multiplier: float, probability: float, interval: float) -> "PrivacyLossDistribution":
     """One round's privacy loss on a grid; the estimate is an upper bound on any grid."""
+    from dp_accounting.pld import privacy_loss_distribution
+
     return privacy_loss_distribution.from_gaussian_mechanism(
         noise_multiplier, value_discretization_interval=interval, sampling_prob=probability
     )

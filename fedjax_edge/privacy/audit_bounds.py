@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy import optimize, special, stats
+import scipy
 
 from fedjax_edge.core import checks
 
@@ -59,13 +59,13 @@ def audit_guesses(correct: int, guesses: int, canaries: int, delta: float, confi
     check_probabilities(delta, confidence)
 
     def excess(epsilon: float) -> float:
-        right = special.expit(epsilon)
-        tail = stats.binom.sf(correct - 1, guesses, right)
+        right = scipy.special.expit(epsilon)
+        tail = scipy.stats.binom.sf(correct - 1, guesses, right)
         steps = np.arange(1, correct + 1)
-        alpha = np.max((stats.binom.sf(correct - steps - 1, guesses, right) - tail) / steps, initial=0.0)
+        alpha = np.max((scipy.stats.binom.sf(correct - steps - 1, guesses, right) - tail) / steps, initial=0.0)
         return tail + 2 * canaries * delta * alpha - (1 - confidence)
 
-    return 0.0 if excess(0.0) > 0 else float(optimize.brentq(excess, 0.0, _LARGEST))
+    return 0.0 if excess(0.0) > 0 else float(scipy.optimize.brentq(excess, 0.0, _LARGEST))
 
 
 def audit_scores(scores: jax.Array, included: jax.Array, delta: float, confidence: float = 0.95) -> LowerBound:
@@ -131,7 +131,7 @@ def audit_estimate(scores: jax.Array, included: jax.Array, delta: float) -> floa
     Raises:
       ValueError: as `audit_scores`, for a delta of 0, or fewer than two canaries of a kind.
 
-    >>> scores = np.concatenate([stats.norm.ppf((np.arange(5000) + 0.5) / 5000) + shift for shift in (0, 1)])
+    >>> scores = np.concatenate([scipy.stats.norm.ppf((np.arange(5000) + 0.5) / 5000) + shift for shift in (0, 1)])
     >>> print(round(audit_estimate(scores, np.arange(10_000) >= 5000, delta=1e-5), 1))  # 4.38 for sigma = 1
     4.4
     """
@@ -174,14 +174,14 @@ def _epsilon_between_normals(mean: float, std: float, delta: float) -> float:
 
     if excess(0.0) <= 0:
         return 0.0
-    return float(optimize.brentq(excess, 0.0, 600.0)) if excess(600.0) < 0 else math.inf
+    return float(scipy.optimize.brentq(excess, 0.0, 600.0)) if excess(600.0) < 0 else math.inf
 
 
 def _mass(low: float, high: float, mean: float, std: float) -> float:
     """The probability between, from the tail where it is small."""
     if low > mean:
         low, high, mean = -high, -low, -mean
-    return stats.norm.cdf(high, mean, std) - stats.norm.cdf(low, mean, std)
+    return scipy.stats.norm.cdf(high, mean, std) - scipy.stats.norm.cdf(low, mean, std)
 
 
 def check_probabilities(delta: float, confidence: float) -> None:

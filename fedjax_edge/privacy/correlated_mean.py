@@ -3,7 +3,6 @@
 import math
 from functools import lru_cache
 
-import dp_accounting
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +21,7 @@ from fedjax_edge.core.protocols import (
     Sampling,
 )
 from fedjax_edge.core.trees import at_least_float32
-from fedjax_edge.privacy.accounting import ZERO_OUT, check_question, in_words, most_participations
+from fedjax_edge.privacy.accounting import ZERO_OUT, check_question, gaussian_epsilon, in_words, most_participations
 from fedjax_edge.privacy.clipping import check_clip_norm, clip_by_norm, total_norm
 from fedjax_edge.privacy.correlated_noise import Strategy
 from fedjax_edge.privacy.gaussian_mean import check_denominator
@@ -130,7 +129,7 @@ def _accountant(strategy: Strategy, noise_multiplier: float | jax.Array) -> Acco
         epsilon, multiplier = 0.0, float(noise_multiplier)
         if rounds:
             multiplier /= sensitivity(sampling, int(rounds))
-            epsilon = float(dp_accounting.get_epsilon_gaussian(multiplier, delta))
+            epsilon = gaussian_epsilon(multiplier, delta)
         if not math.isfinite(epsilon):
             raise PrivacyError(f"no finite epsilon for {noise_multiplier=}, {rounds} rounds, delta={delta}")
         everything = sensitivity(FullParticipation(1), strategy.rounds)  # tells one strategy from another

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from dp_accounting.rdp import compute_epsilon
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.flatten import TreeShape, flatten
@@ -258,6 +257,8 @@ def _accountant(
     noise_multiplier: float, grid: Grid, divergence: Callable[[int], float], total_variation: float, words: str
 ) -> Accountant:
     def accountant(sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
+        from dp_accounting.rdp import compute_epsilon
+
         check_question(noise_multiplier, rounds, delta)
         most = most_participations(sampling, rounds)
         left = delta * (1 - _DELTA_FOR_SAMPLING)

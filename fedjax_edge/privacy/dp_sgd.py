@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-import dp_accounting
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,7 +22,13 @@ from fedjax_edge.core.protocols import (
     Sampling,
 )
 from fedjax_edge.core.trees import at_least_float32, zero_unless
-from fedjax_edge.privacy.accounting import REPLACE_EXAMPLE, check_question, in_words, most_participations
+from fedjax_edge.privacy.accounting import (
+    REPLACE_EXAMPLE,
+    check_question,
+    gaussian_epsilon,
+    in_words,
+    most_participations,
+)
 from fedjax_edge.privacy.clipping import check_clip_norm, clip_by_norm, total_norm
 from fedjax_edge.privacy.noise import normal
 
@@ -135,11 +140,11 @@ def _accountant(noise_multiplier: float | jax.Array, epochs: int) -> Accountant:
         most = most_participations(sampling, rounds)
         releases = epochs * most
         multiplier = float(noise_multiplier) / 2
-        epsilon = dp_accounting.get_epsilon_gaussian(multiplier / math.sqrt(releases), delta) if releases else 0.0
+        epsilon = gaussian_epsilon(multiplier / math.sqrt(releases), delta) if releases else 0.0
         if not math.isfinite(epsilon):
             raise PrivacyError(f"no finite epsilon for {noise_multiplier=}, {releases} epochs, delta={delta}")
         return PrivacyClaim(
-            epsilon=float(epsilon),
+            epsilon=epsilon,
             delta=float(delta),
             relation=REPLACE_EXAMPLE,
             sampling=f"{in_words(sampling)}; {epochs} epochs a round, each example once an epoch in disjoint batches",

@@ -3,11 +3,9 @@
 import math
 from collections.abc import Callable
 
-import dp_accounting
 import jax
 import jax.numpy as jnp
 import optax
-from dp_accounting.pld import common, privacy_loss_distribution
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import (
@@ -21,7 +19,7 @@ from fedjax_edge.core.protocols import (
     UpdateTransform,
 )
 from fedjax_edge.core.trees import at_least_float32, size_in_bits
-from fedjax_edge.privacy.accounting import FFT_ERROR, check_question, in_words, most_participations
+from fedjax_edge.privacy.accounting import FFT_ERROR, check_question, gaussian_epsilon, in_words, most_participations
 from fedjax_edge.privacy.clipping import SAFETY, check_clip_norm, clip_by_norm, l1_norm, scale_down, total_norm
 from fedjax_edge.privacy.gaussian_mean import check_denominator
 from fedjax_edge.privacy.mechanism import Mechanism
@@ -73,7 +71,7 @@ def local_gaussian(clip_norm: PyTree, noise_multiplier: float | jax.Array, denom
         return clip_by_norm(update, clip_norm)
 
     def epsilon_of(releases: int, delta: float) -> float:
-        return dp_accounting.get_epsilon_gaussian(float(noise_multiplier) / 2 / math.sqrt(releases), delta)
+        return gaussian_epsilon(float(noise_multiplier) / 2 / math.sqrt(releases), delta)
 
     accountant = _accountant(noise_multiplier, epsilon_of, "analytic Gaussian", is_gaussian=True)
     return _mechanism(clipped, normal, noise_multiplier, total_norm(clip_norm), denominator, accountant)
@@ -119,6 +117,8 @@ def local_laplace(
         left = delta - releases * FFT_ERROR
         if left <= 0 or one > 40:  # beyond, losses below the sum have a probability of e^-40
             return releases * one
+        from dp_accounting.pld import common, privacy_loss_distribution
+
         worst = privacy_loss_distribution.from_privacy_parameters(
             common.DifferentialPrivacyParameters(one, 0.0), value_discretization_interval=one
         )

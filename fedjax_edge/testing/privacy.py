@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy import stats
+import scipy
 
 from fedjax_edge.core.protocols import (
     Aggregator,
@@ -177,7 +177,7 @@ def assert_noise_scale(
         assert scale > 0, f"the standard deviation of leaf {name} is {scale}; it must be above 0"
         in_units.append(samples / scale)
         _assert_variance(f"the noise of leaf {name}", samples.ravel(), scale, false_alarm)
-        test = stats.kstest(samples.ravel() / scale, "norm")
+        test = scipy.stats.kstest(samples.ravel() / scale, "norm")
         assert test.pvalue > false_alarm, (
             f"the noise of leaf {name} is not normal with mean 0 and standard deviation {scale:.6g}: "
             f"Kolmogorov-Smirnov distance {test.statistic:.4g}, p-value {test.pvalue:.2g}"
@@ -191,7 +191,7 @@ def assert_noise_scale(
 
 
 def _assert_variance(what: str, samples: np.ndarray, scale: float, false_alarm: float) -> None:
-    low, high = np.sqrt(stats.chi2.ppf([false_alarm / 2, 1 - false_alarm / 2], df=samples.size) / samples.size)
+    low, high = np.sqrt(scipy.stats.chi2.ppf([false_alarm / 2, 1 - false_alarm / 2], df=samples.size) / samples.size)
     ratio = math.sqrt(np.mean(np.square(samples / scale)))
     assert low <= ratio <= high, (
         f"{what} has a standard deviation of {ratio * scale:.6g}, {ratio:.3g} times the {scale:.6g} claimed; "
