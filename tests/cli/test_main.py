@@ -192,40 +192,73 @@ def test_what_is_refused_leaves_the_record_as_it_was(tmp_path):
     assert not new.exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run", "--round", "3"], "--round"),
-        (["run", "--rounds", "many"], "rounds"),
-        (["run", "--devices", "0"], "count must be an integer of at least 1, got 0"),
-        (["run", "--bits", "0"], "bits must be an integer from 1 to 16, got 0"),
-        (["run", "--clip-norm", "-1"], "clip_norm must be a finite number above 0, got -1.0"),
-        (["run", "--config", "nowhere.json"], "nowhere.json is not the config.json of a run"),
-        (["run", "--resume", "here", "--config", "x"], "config=x: what is resumed has options of its own, in here"),
-        (["run", "--out", "/proc/here"], "/proc/here"),
-        (["sweep", "--resume", "nowhere"], "config.json is not the config.json of a run"),
-        (
-            ["sweep", "--target-epsilon", "3", "--grid", "noise-multiplier=1,2"],
-            "noise_multiplier means nothing",
-        ),
-        (["run", "--resume", "nowhere"], "config.json is not the config.json of a run"),
-        (["run", "--checkpoint-every", "0"], "checkpoint_every must be an integer of at least 1, got 0"),
-        (["run", "--rounds", "0"], "rounds must be an integer of at least 1, got 0"),
-        (["run", "--delta", "2", "--out", "out"], "delta must be a number above 0 and below 1, got 2.0"),
-        (["sweep"], "give a grid, such as --grid client-learning-rate=0.05,0.1"),
-        (["sweep", "--grid", "clients=3,4"], "must be OPTION=VALUE,VALUE with an option of"),
-        (["sweep", "--grid", "bits=4,few"], "bits must be of type int, got 'few'"),
-        (["sweep", "--grid", "bits=4", "bits=8"], "bits comes twice"),
-        (["sweep", "--grid", "bits=4,4", "--out", "out"], "a configuration comes twice"),
-        (["sweep", "--grid", "model=cnn,transformer"], "model must be one of"),
-        (["sweep", "--grid", "bits=4", "--seeds", "x"], "seeds must be integers with commas between, got 'x'"),
-        (["train"], "expected the command run"),
-        ([], "expected the command run"),
-    ],
-)
-def test_mistakes_are_named_and_leave_nothing_behind(arguments, message, tmp_path):
-    result = fedjax_edge(*arguments, cwd=tmp_path)
+MISTAKES = [
+    (["run", "--round", "3"], "--round"),
+    (["run", "--rounds", "many"], "rounds"),
+    (["run", "--devices", "0"], "count must be an integer of at least 1, got 0"),
+    (["run", "--bits", "0"], "bits must be an integer from 1 to 16, got 0"),
+    (["run", "--clip-norm", "-1"], "clip_norm must be a finite number above 0, got -1.0"),
+    (["run", "--config", "nowhere.json"], "nowhere.json is not the config.json of a run"),
+    (["run", "--resume", "here", "--config", "x"], "config=x: what is resumed has options of its own, in here"),
+    (["run", "--out", "/proc/here"], "/proc/here"),
+    (["sweep", "--resume", "nowhere"], "config.json is not the config.json of a run"),
+    (
+        ["sweep", "--target-epsilon", "3", "--grid", "noise-multiplier=1,2"],
+        "noise_multiplier means nothing",
+    ),
+    (["run", "--resume", "nowhere"], "config.json is not the config.json of a run"),
+    (["run", "--checkpoint-every", "0"], "checkpoint_every must be an integer of at least 1, got 0"),
+    (["run", "--rounds", "0"], "rounds must be an integer of at least 1, got 0"),
+    (["run", "--delta", "2", "--out", "out"], "delta must be a number above 0 and below 1, got 2.0"),
+    (["sweep"], "give a grid, such as --grid client-learning-rate=0.05,0.1"),
+    (["sweep", "--grid", "clients=3,4"], "must be OPTION=VALUE,VALUE with an option of"),
+    (["sweep", "--grid", "bits=4,few"], "bits must be of type int, got 'few'"),
+    (["sweep", "--grid", "bits=4", "bits=8"], "bits comes twice"),
+    (["sweep", "--grid", "bits=4,4", "--out", "out"], "a configuration comes twice"),
+    (["sweep", "--grid", "model=cnn,transformer"], "model must be one of"),
+    (["sweep", "--grid", "bits=4", "--seeds", "x"], "seeds must be integers with commas between, got 'x'"),
+    (["train"], "expected the command run"),
+    ([], "expected the command run"),
+]
+
+MAKE_THEM = """
+import contextlib, io, json, os, sys, tempfile
+from fedjax_edge.cli.main import main
+
+found = {}
+for arguments in json.load(sys.stdin):
+    said = io.StringIO()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        os.chdir(folder)
+        try:
+            main(arguments)
+        except SystemExit as end:
+            assert end.code
+            said.write(str(end.code))
+        found[json.dumps(arguments)] = said.getvalue(), os.listdir()
+        os.chdir("/")
+json.dump(found, sys.stdout)
+"""
+
+
+@pytest.fixture(scope="module")
+def of_each_mistake():
+    """What the command line says to each, and what it leaves in the folder; from one process, as it starts slowly."""
+    command = [sys.executable, "-W", "error", "-c", MAKE_THEM]
+    mistakes = json.dumps([arguments for arguments, _ in MISTAKES])
+    return json.loads(subprocess.run(command, input=mistakes, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_mistakes_are_named_and_leave_nothing_behind(arguments, message, of_each_mistake):
+    said, left = of_each_mistake[json.dumps(arguments)]
+    assert message in said
+    assert not left
+
+
+def test_a_mistake_ends_the_process_with_a_message(tmp_path):
+    result = fedjax_edge("run", "--delta", "2", "--out", "out", cwd=tmp_path)
     assert result.returncode != 0
-    assert message in result.stdout + result.stderr
+    assert "fedjax-edge run: delta must be a number above 0 and below 1, got 2.0" in result.stderr
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
