@@ -1,4 +1,11 @@
-"""Strict JAX for all tests: eight CPU devices, no silent promotion of ranks or dtypes; warnings are errors."""
+"""Strict JAX for all tests: eight CPU devices, no silent promotion of ranks or dtypes; warnings are errors.
+
+Most tests, and the processes they start, do little but compile, so LLVM leaves out what takes it long.
+"""
+
+import os
+
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax
 import matplotlib
@@ -28,9 +35,9 @@ def key():
     return jax.random.key(0)
 
 
-@pytest.fixture
-def quickly():
-    """XLA leaves out most optimizations: for tests that do little but compile."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture(scope="module")
+def optimized():
+    """Compiled as for users: for tests of what compilers may break."""
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

@@ -328,14 +328,10 @@ each_client = pytest.mark.parametrize("name", CLIENTS)
 each_algorithm = pytest.mark.parametrize("name", ALGORITHMS)
 
 
-quickly_compiled = pytest.mark.usefixtures("quickly")
-
-
 def rows_with(table, condition):
     return [name for name, row in table.items() if condition(row)]
 
 
-@quickly_compiled
 @each_aggregator
 def test_an_aggregator_has_what_it_promises_and_lacks_what_it_does_not(name):
     row = AGGREGATORS[name]
@@ -347,7 +343,6 @@ def test_an_aggregator_has_what_it_promises_and_lacks_what_it_does_not(name):
             PROPERTIES[property_](row.aggregator, UPDATES, WEIGHTS)
 
 
-@quickly_compiled
 @settings(max_examples=8)
 @given(updates=client_updates(5), weights=weights(5))
 def test_the_promises_hold_for_whatever_updates_hypothesis_finds(updates, weights):
@@ -356,7 +351,6 @@ def test_the_promises_hold_for_whatever_updates_hypothesis_finds(updates, weight
             PROPERTIES[property_](row.aggregator, updates, weights)
 
 
-@quickly_compiled
 @each_aggregator
 def test_an_aggregator_is_pure_and_keeps_its_state(name):
     aggregator = AGGREGATORS[name].aggregator
@@ -374,7 +368,6 @@ def test_an_aggregator_is_pure_and_keeps_its_state(name):
     testing.assert_preserves_state(lambda s: testing.aggregate(aggregator, one, WEIGHTS, KEY, state=s)[1], state)
 
 
-@quickly_compiled
 @pytest.mark.parametrize("name", rows_with(AGGREGATORS, lambda row: row.sensitivity))
 def test_a_private_aggregator_keeps_its_sensitivity_and_claims_nothing_without_noise(name):
     row = AGGREGATORS[name]
@@ -387,7 +380,6 @@ def test_the_private_mean_claims_nothing_without_noise():
     testing.assert_no_claim_without_noise(lambda z: fe.privacy.gaussian_mean(CLIP, z, DENOMINATOR))
 
 
-@quickly_compiled
 @pytest.mark.parametrize("name", rows_with(AGGREGATORS, lambda row: row.noise))
 def test_a_private_aggregator_adds_the_noise_that_is_accounted_for(name):
     row = AGGREGATORS[name]
@@ -438,7 +430,6 @@ def test_a_codec_costs_the_bits_that_are_documented_and_nothing_for_nothing(name
         bits(empty)
 
 
-@quickly_compiled
 @each_codec
 def test_a_codecs_bias_and_error_are_those_it_documents(name):
     row = CODECS[name]
@@ -456,7 +447,6 @@ def test_a_codecs_bias_and_error_are_those_it_documents(name):
         testing.assert_variance_bounded(row.codec, SMALL, lambda update: 0.999 * squared(update), KEY)
 
 
-@quickly_compiled
 @each_codec
 def test_a_codecs_draws_are_drawn_once(name):
     row = CODECS[name]
@@ -467,7 +457,6 @@ def test_a_codecs_draws_are_drawn_once(name):
             testing.assert_keys_independent(row.codec, KEY, rounds=1, clients=2, leaves=1, size=32)
 
 
-@quickly_compiled
 @each_codec
 def test_a_codec_is_pure(name):
     codec, vector = as_transform(CODECS[name].codec), SMALL["a"]
@@ -479,7 +468,6 @@ def test_a_codec_is_pure(name):
     testing.assert_preserves_state(lambda memory: codec.apply(SMALL, memory, KEY)[1], codec.init(SMALL))
 
 
-@quickly_compiled
 @pytest.mark.parametrize("name", rows_with(CODECS, lambda row: row.remembers or row.contracts))
 def test_a_memory_holds_what_was_not_sent(name):
     row = CODECS[name]
@@ -489,7 +477,6 @@ def test_a_memory_holds_what_was_not_sent(name):
         testing.assert_error_feedback_conserves(error_feedback(row.codec), rows_like(FORMS, clients=3), KEY)
 
 
-@quickly_compiled
 @each_client
 def test_a_client_sees_its_own_examples_and_nothing_else(name):
     update = jax.jit(CLIENTS[name].update)
@@ -511,7 +498,6 @@ def test_a_client_sees_its_own_examples_and_nothing_else(name):
         testing.assert_close("without examples", nothing.update, jax.tree.map(jnp.zeros_like, PARAMS), rtol=0.0)
 
 
-@quickly_compiled
 @each_client
 def test_a_client_update_is_pure_and_compiles_once(name):
     client = CLIENTS[name]
@@ -520,7 +506,6 @@ def test_a_client_update_is_pure_and_compiles_once(name):
     testing.assert_compiles_once(jax.jit(client.update), *calls)
 
 
-@quickly_compiled
 @each_algorithm
 def test_an_algorithm_depends_on_neither_plan_nor_order(name):
     given = ALGORITHMS[name], PARAMS, POPULATION, COHORT
@@ -528,7 +513,6 @@ def test_an_algorithm_depends_on_neither_plan_nor_order(name):
     testing.assert_order_invariant(*given, key=KEY)
 
 
-@quickly_compiled
 @each_algorithm
 def test_an_algorithm_is_pure_compiles_once_and_keeps_its_state(name):
     algorithm = ALGORITHMS[name]

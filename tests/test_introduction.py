@@ -13,6 +13,8 @@ import pytest
 
 import fedjax_edge as fe
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 POINTS = np.array([[[0.1, 0.2], [0.3, 0.4]], [[0.5, 0.6], [0.7, 0.8]]])  # [workers, examples, 2]
 TARGETS = np.array([[0.0, 1.0], [0.0, 1.0]])
 EPOCHS = 10

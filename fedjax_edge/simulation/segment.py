@@ -17,7 +17,7 @@ from fedjax_edge.core.protocols import LossFn, Mean, Population, PyTree, RoundRe
 from fedjax_edge.simulation.evaluation import measure
 from fedjax_edge.simulation.recipe import Recipe, Setup
 
-LONGEST_SEGMENT = 64  # rounds whose reports one call can hold
+LONGEST_SEGMENT = 512  # rounds whose reports one call can hold
 SECONDS_PER_SEGMENT = 0.5  # between two looks at the progress bar and at Ctrl-C
 
 

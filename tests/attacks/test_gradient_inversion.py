@@ -17,8 +17,6 @@ from fedjax_edge.attacks import (
     squared_distance,
 )
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 LEARNING_RATE = 0.1
 SECRETS = (1, 5)  # rows of the training sample: a 0 and a 2
 

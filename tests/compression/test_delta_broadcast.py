@@ -9,8 +9,6 @@ import fedjax_edge as fe
 from fedjax_edge.compression import delta_broadcast, stochastic_uniform, top_k
 from fedjax_edge.core import Cohort, Plan
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 MODEL_BITS = 40 * 32
 PAYLOAD_BITS = 8 * 32 + 8 * 6  # of top-k: 8 of 40 numbers, each with an index of 6 bits
 

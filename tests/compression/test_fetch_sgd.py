@@ -12,8 +12,6 @@ from fedjax_edge.compression import fetch_sgd, sent_as_sketch
 from fedjax_edge.compression.count_sketch import hashes
 from fedjax_edge.testing import aggregate
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 KEY, SIZE = jax.random.key(0), 60
 RNG = np.random.default_rng(0)
 

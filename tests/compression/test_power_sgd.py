@@ -8,8 +8,6 @@ from fedjax_edge.compression.power_sgd import Factors
 from fedjax_edge.core.trees import size_in_bits
 from fedjax_edge.testing import assert_draws_independent
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 RNG = np.random.default_rng(0)
 MATRIX = RNG.normal(size=(9, 6)).astype(np.float32)
 KEYS = jax.random.split(jax.random.key(0), 1000)

@@ -8,6 +8,8 @@ from fedjax_edge.core import make_plan, map_clients
 from fedjax_edge.core.executor import _deal
 from fedjax_edge.core.plan import Plan
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 PLANS = [(1, 1), (2, 1), (5, 1), (13, 1), (20, 1), (1, 2), (3, 2), (1, 4), (2, 4), (1, 8), (2, 8)]
 
 

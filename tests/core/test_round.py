@@ -22,6 +22,8 @@ from fedjax_edge.core import (
 from fedjax_edge.core.round import RoundState
 from fedjax_edge.data import from_client_arrays
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 SIZES = [1, 4, 2, 7, 3]
 PLANS = [Plan(width, devices) for width, devices in [(1, 1), (3, 1), (5, 1), (1, 2), (2, 2), (1, 4), (1, 8)]]
 

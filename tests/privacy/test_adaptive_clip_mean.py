@@ -10,8 +10,6 @@ from fedjax_edge import testing
 from fedjax_edge.core.protocols import FixedSampling, FullParticipation, PoissonSampling, PrivacyError
 from fedjax_edge.privacy import adaptive_clip_mean, gaussian_accountant
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 CLIP, MULTIPLIER, DENOMINATOR, COUNT_NOISE = 0.5, 2.0, 20.0, 1.25
 Z_DELTA = (MULTIPLIER**-2 - (2 * COUNT_NOISE) ** -2) ** -0.5
 AGGREGATOR = adaptive_clip_mean(CLIP, MULTIPLIER, DENOMINATOR, count_noise=COUNT_NOISE)

@@ -17,8 +17,6 @@ import fedjax_edge as fe
 from fedjax_edge.core.protocols import PoissonSampling
 from fedjax_edge.privacy import audit_aggregator, audit_algorithm, gaussian_mean
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 DELTA, MULTIPLIER = 1e-5, 2.8  # two rounds, everyone: epsilon 2.02
 UPDATE = {"kernel": jnp.zeros((30, 33)), "bias": jnp.zeros(10)}  # as many numbers as canaries
 

@@ -26,8 +26,6 @@ from fedjax_edge.privacy import (
     tree_noise,
 )
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 jax_privacy = pytest.importorskip("jax_privacy.matrix_factorization")
 
 MULTIPLIER, DELTA = 4.0, 1e-5

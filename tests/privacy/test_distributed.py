@@ -14,8 +14,6 @@ from fedjax_edge.core.protocols import CyclicSampling, FixedSampling, FullPartic
 from fedjax_edge.privacy import discrete_gaussian, skellam
 from fedjax_edge.privacy.distributed import _grid, _round
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 PARAMS = {"a": jnp.zeros(90), "b": jnp.zeros((), jnp.bfloat16), "empty": jnp.zeros((0, 2))}
 CLIP, MULTIPLIER, CLIENTS, BITS = 0.5, 1.0, 20, 14
 GRID = _grid(PARAMS, MULTIPLIER, CLIENTS, BITS)

@@ -12,8 +12,6 @@ from fedjax_edge import testing
 from fedjax_edge.core.protocols import CyclicSampling, FixedSampling, FullParticipation, PoissonSampling, PrivacyError
 from fedjax_edge.privacy import dp_sgd
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 CLIP, MULTIPLIER, BATCH = 0.5, 3.0, 8
 KEY = jax.random.key(0)
 FALSE_ALARM = 1e-6

@@ -7,8 +7,6 @@ import pytest
 import fedjax_edge as fe
 from fedjax_edge.simulation.hosted import PER_CLIENT, _for_all, cohort_views
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 TWO_DEVICES = fe.make_plan(width=1, devices=2)
 
 

@@ -14,9 +14,7 @@ import pytest
 import fedjax_edge as fe
 from fedjax_edge.core import ClientOutput, ClientUpdate, PrivacyError
 from fedjax_edge.simulation.recipe import Recipe
-from fedjax_edge.simulation.segment import Pace, Program, Variant, run_segment
-
-pytestmark = pytest.mark.usefixtures("quickly")
+from fedjax_edge.simulation.segment import LONGEST_SEGMENT, Pace, Program, Variant, run_segment
 
 SIZES = [1, 5, 2, 8, 3, 4, 6, 7, 2, 2]
 
@@ -101,8 +99,10 @@ def test_without_evaluation_there_are_no_test_columns():
 
 
 def test_rounds_past_one_segment():
-    assert run(rounds=150).history.rounds == 150
-    chex.assert_trees_all_equal(run(rounds=150).params, run(rounds=150, eval_every=150).params)
+    rounds = 2 * LONGEST_SEGMENT
+    often, once = run(rounds=rounds), run(rounds=rounds, eval_every=rounds)
+    assert often.history.rounds == rounds
+    chex.assert_trees_all_equal(often.params, once.params)
 
 
 def test_one_compilation_serves_rounds_seeds_data_and_schedules(compilations):

@@ -12,8 +12,6 @@ import pytest
 
 import fedjax_edge as fe
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 sweep_module = importlib.import_module("fedjax_edge.simulation.sweep")
 RATES = [0.02, 0.05, 0.1]
 
