@@ -10,7 +10,7 @@ import pytest
 
 from fedjax_edge.cli.output import open_folder, recorded, write_record
 
-SHORT = ["--rounds", "2", "--clients", "60", "--cohort", "10", "--local-epochs", "1"]
+SHORT = ["--rounds", "2", "--clients", "60", "--cohort", "10", "--local-epochs", "1", "--model", "logistic"]
 COLUMNS = {
     "round",
     "train_loss",
@@ -75,7 +75,7 @@ def test_results_are_never_overwritten(first_run):
 
 
 def test_a_run_can_release_only_what_is_accounted(tmp_path):
-    result = fedjax_edge("run", *SHORT, "--accounted-only", "--out", tmp_path / "run")
+    result = fedjax_edge("run", *SHORT, "--model", "small-cnn", "--accounted-only", "--out", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     assert "withheld" in result.stdout
     row = rows(tmp_path / "run")[-1]
@@ -84,7 +84,7 @@ def test_a_run_can_release_only_what_is_accounted(tmp_path):
 
 
 def test_ctrl_c_keeps_what_was_done(tmp_path):
-    command = [sys.executable, "-m", "fedjax_edge", "run", *SHORT, "--rounds", "1000000", "--eval-every", "1000000"]
+    command = [sys.executable, "-m", "fedjax_edge", "run", *SHORT, "--rounds", "20000", "--eval-every", "20000"]
     with subprocess.Popen(
         [*command, "--out", tmp_path / "run"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
