@@ -39,7 +39,7 @@ ALGORITHMS = {
         LOSS, optax.sgd(0.1), batch_size=5, epochs=1, uplink=fe.compression.error_feedback(fe.compression.top_k(0.1))
     ),
 }
-PLANS = [Plan(width, devices) for width, devices in [(9, 1), (2, 4), (1, 8)]]
+PLANS = [Plan(width, devices) for width, devices in [(9, 1), (1, 2), (2, 4), (1, 8)]]
 
 
 @pytest.fixture(scope="module")
