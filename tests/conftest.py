@@ -1,16 +1,18 @@
 """Strict JAX for all tests: eight CPU devices, no silent promotion of ranks or dtypes; warnings are errors.
 
-Most tests, and the processes they start, do little but compile, so LLVM leaves out what takes it long.
+Most tests, and the processes they start, do little but compile, so XLA and LLVM leave out what takes them long.
 """
 
 import os
 
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 import jax
 import matplotlib
 import pytest
 from hypothesis import settings
+from jax._src import compiler
 
 from fedjax_edge import use_cpu_cores
 
@@ -38,6 +40,15 @@ def key():
 @pytest.fixture(scope="module")
 def optimized():
     """Compiled as for users: for tests of what compilers may break."""
+    get_options = compiler.get_compile_options
+
+    def get_options_of_users(*args, **kwargs):
+        options = get_options(*args, **kwargs)
+        options.env_option_overrides = [*options.env_option_overrides, ("xla_cpu_use_fusion_emitters", True)]
+        return options
+
     jax.config.update("jax_disable_most_optimizations", False)
+    compiler.get_compile_options = get_options_of_users
     yield
+    compiler.get_compile_options = get_options
     jax.config.update("jax_disable_most_optimizations", True)
