@@ -68,12 +68,13 @@ class HostedDataset:
         return self.view(Cohort(np.zeros(1, np.int32), np.zeros(1, bool)))
 
     def view(self, cohort: Cohort, capacity: int = 1, at_most: int = _NOBODY) -> CohortView:
-        """Returns a cohort's examples, copied, padded to `capacity` rows.
+        """Returns a cohort's examples, copied, padded to `capacity` rows; those of a client drawn twice are there once.
 
         The capacity is doubled until they fit, up to `at_most` (what no cohort exceeds): few shapes, few compilations.
         """
-        ids = np.sort(np.where(np.asarray(cohort.present), np.asarray(cohort.ids), _NOBODY)).astype(np.int32)
-        present = ids[ids != _NOBODY]
+        present = np.unique(np.asarray(cohort.ids)[np.asarray(cohort.present)])
+        ids = np.full(len(cohort.ids), _NOBODY, np.int32)
+        ids[: len(present)] = present
         starts, sizes = self.offsets[present], self.offsets[present + 1] - self.offsets[present]
         offsets = np.zeros(len(ids) + 1, np.int32)
         offsets[1 : len(present) + 1] = np.cumsum(sizes)
@@ -102,7 +103,8 @@ def on_host(dataset: FederatedDataset, state_dir: str | Path | None = None) -> H
 
     Args:
       dataset: with NumPy columns.
-      state_dir: a folder for the clients' states, as memory-mapped files; in memory by default.
+      state_dir: a folder for the clients' states, as memory-mapped files; in memory by default. A checkpoint copies
+        them to memory, once to be saved and twice to be resumed.
 
     >>> import fedjax_edge as fe
     >>> data = on_host(fe.data.from_client_arrays([{"x": np.arange(3.0)}, {"x": np.arange(9.0, 11.0)}]))

@@ -19,11 +19,22 @@ def without_seconds(history):
     return {name: column for name, column in history.items() if name != "seconds"}
 
 
-@pytest.mark.parametrize("sampler", ["poisson", "uniform", "everyone"])
+def with_replacement():
+    """Five draws of ten clients, the last the likeliest."""
+
+    def sample(key, number):
+        ids = jax.random.choice(key, 10, (5,), p=jnp.arange(10) / 45)
+        return fe.core.Cohort(ids.astype(jnp.int32), jnp.ones(5, bool))
+
+    return fe.core.Sampler(sample, width=5, num_clients=10, expected_size=5.0)
+
+
+@pytest.mark.parametrize("sampler", ["poisson", "uniform", "everyone", "with replacement"])
 @pytest.mark.parametrize("stateful", [False, True])
 def test_a_population_on_the_host_gives_the_same_to_the_bit(linear, sampler, stateful, tmp_path):
     sampler = {
-        "poisson": fe.data.poisson(10, 0.4), "uniform": fe.data.uniform(10, 3), "everyone": fe.data.everyone(10)
+        "poisson": fe.data.poisson(10, 0.4), "uniform": fe.data.uniform(10, 3), "everyone": fe.data.everyone(10),
+        "with replacement": with_replacement(),
     }[sampler]  # fmt: skip
     memory = fe.compression.error_feedback(fe.compression.top_k(0.5))
     delta = fe.compression.delta_broadcast(fe.compression.stochastic_uniform(4))
@@ -129,3 +140,9 @@ def test_a_client_of_the_cohort_is_found_by_its_id():
         )
     rows = view.state_row(jnp.array([1, 3]))
     assert rows.tolist() == [0, 1] and view.num_clients == 4 and view.num_states == 3
+
+
+def test_a_client_drawn_twice_is_there_once():
+    data = fe.data.on_host(fe.data.from_client_arrays([{"x": np.ones(n)} for n in (2, 3, 9)]))
+    view = data.view(fe.core.Cohort(np.array([2, 1, 2]), np.ones(3, bool)), at_most=data.largest_cohort(3))
+    assert view.ids.tolist() == [1, 2, np.iinfo(np.int32).max] and view.offsets.tolist() == [0, 3, 12, 12]
