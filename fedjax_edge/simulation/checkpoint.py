@@ -2,8 +2,10 @@
 
 import functools
 import hashlib
+import inspect
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_edge.core import checks
-from fedjax_edge.core.protocols import PrivacyClaim, PyTree
+from fedjax_edge.core.protocols import Population, PrivacyClaim, PyTree
+from fedjax_edge.data import FederatedDataset, HostedDataset
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.recipe import Setup
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+FINGERPRINTED = 1000  # rows, evenly spaced, of each array of a population
 
 
 class Checkpoints(NamedTuple):
@@ -164,6 +170,20 @@ def describe_run(
     }
 
 
+def describe_population(population: Population | HostedDataset) -> dict[str, str]:
+    """Returns the same of the clients' data: shapes, and a fingerprint of some examples and of who holds how many."""
+    data = population
+    if isinstance(population, HostedDataset):  # which may go on with a run of the same data on the devices
+        data = FederatedDataset(columns=population.columns, offsets=population.offsets.astype(np.int32))
+    return {**describe_shapes("population", data), "examples": _digest(jax.tree.map(_some_rows, data))}
+
+
+def _some_rows(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
+    if not np.ndim(leaf):
+        return leaf
+    return leaf[np.linspace(0, len(leaf) - 1, min(len(leaf), FINGERPRINTED)).astype(np.int32)]
+
+
 def describe_shapes(name: str, tree: PyTree) -> dict[str, str]:
     """Returns the dtypes and shapes of a pytree of arrays for the description of a run."""
     return {
@@ -173,12 +193,27 @@ def describe_shapes(name: str, tree: PyTree) -> dict[str, str]:
 
 
 def name_of(value: Any) -> str:
-    """Returns what stands for a value in a description: of a function its name, of a partial one also its arguments."""
+    """Returns what stands for a value in a description, without addresses in memory.
+
+    Of a function it is the name, of a partial one also its arguments, and of those in a tuple, such as a codec is, also
+    what they close over.
+    """
     if isinstance(value, functools.partial):
         given = [*map(name_of, value.args), *(f"{name}={name_of(one)}" for name, one in value.keywords.items())]
         return f"{name_of(value.func)}({', '.join(given)})"
-    said = type(value) if type(value).__repr__ is object.__repr__ else value  # not an address in memory
-    return getattr(said, "__qualname__", repr(said))
+    if isinstance(value, tuple):
+        own = "" if type(value) is tuple else type(value).__name__
+        return f"{own}({', '.join(map(_with_what_it_closes_over, value))})"
+    said = type(value) if type(value).__repr__ is object.__repr__ else value
+    return ADDRESS.sub("", getattr(said, "__qualname__", repr(said)))
+
+
+def _with_what_it_closes_over(value: Any) -> str:
+    if not inspect.isfunction(value):
+        return name_of(value)
+    variables = inspect.getclosurevars(value).nonlocals
+    given = [f"{name}={_with_what_it_closes_over(one)}" for name, one in variables.items() if one is not value]
+    return f"{name_of(value)}({', '.join(given)})"
 
 
 def _digest(tree: PyTree) -> str:

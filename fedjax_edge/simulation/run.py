@@ -14,7 +14,13 @@ from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PrivacyClaim, PyTree, Sampler
 from fedjax_edge.data import HostedDataset
-from fedjax_edge.simulation.checkpoint import Checkpoints, describe_run, describe_shapes, opened
+from fedjax_edge.simulation.checkpoint import (
+    Checkpoints,
+    describe_population,
+    describe_run,
+    describe_shapes,
+    opened,
+)
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.hosted import start_hosted
@@ -108,7 +114,10 @@ def run(
     program = Program.of(recipe, setup, default, plan or choose_plan(params, sampler.width))
     start = start_hosted if isinstance(population, HostedDataset) else start_resident
     histories, done, length = [], 0, 1
-    common = describe_run(setup, key, hyperparameters, pace.eval_every, delta, claim, accounted_only)
+    common = {}
+    if checkpoints is not None:
+        common = describe_run(setup, key, hyperparameters, pace.eval_every, delta, claim, accounted_only)
+        common |= describe_population(population)
     with (
         start(params, population, evaluation.columns, Variant(key, traced), program, pace) as (state, advance),
         opened(checkpoints, common | describe_shapes("state", state)) as store,
@@ -129,7 +138,8 @@ def run(
                 numbers = np.arange(done, stop) + 1
                 epsilons = epsilons_of(algorithm, sampler, numbers, pace, delta)
                 histories.append(to_history(numbers, reports, epsilons, seconds, accounted_only))
-                done, length = stop, agreed(0 if interrupted() else next_length(seconds))
+                accounted = (time.perf_counter() - started) / (stop - done)
+                done, length = stop, agreed(0 if interrupted() else next_length(accounted))
                 if not length or done in (pace.rounds, store.next_due(done - 1)):
                     store.save(state, History.joined(histories))
                 bar.update(stop - bar.n)

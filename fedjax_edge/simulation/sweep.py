@@ -22,7 +22,7 @@ from fedjax_edge.core.protocols import Population, PrivacyClaim, PyTree, Sampler
 from fedjax_edge.core.round import RoundState
 from fedjax_edge.core.trees import replicate
 from fedjax_edge.data import HostedDataset
-from fedjax_edge.simulation.checkpoint import describe_run, name_of
+from fedjax_edge.simulation.checkpoint import describe_population, describe_run, name_of
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.hosted import PER_CLIENT
@@ -95,7 +95,7 @@ def sweep(
       plan: how many trials are vmapped, and on how many devices; chosen by default. The clients of a trial then have
         one device.
       directory: a folder for finished trials. Those found there (of the same function's name, hyperparameters, seed,
-        start, sampling, rounds and `config`) are not run again, so that an interrupted sweep resumes.
+        start, data, sampling, rounds and `config`) are not run again, so that an interrupted sweep resumes.
       config: whatever else describes the trials, as JSON has it.
       progress: whether to show a progress bar.
 
@@ -130,8 +130,8 @@ def sweep(
     directory = None if directory is None else Path(directory)
     common = {
         "function": name_of(make_algorithm),
-        "clients": population.num_clients,
         "rounds": pace.rounds,
+        **describe_population(population),
         **{f"config {name}": value for name, value in (config or {}).items()},
     }
     descriptions = [common | _describe(job, pace, delta, accounted_only) for job in jobs]
@@ -301,7 +301,7 @@ def _run_together(
         for i, job in enumerate(jobs):
             own = jax.tree.map(lambda leaf, i=i: leaf[i], reports)
             histories[i].append(report(job, numbers, own, seconds / len(jobs)))
-        done, length = stop, next_length(seconds)
+        done, length = stop, next_length((time.perf_counter() - started) / (stop - done))
     return [History.joined(parts) for parts in histories] if done == pace.rounds else None
 
 

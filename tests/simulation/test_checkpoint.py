@@ -124,6 +124,13 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(linear,
     refused("config skew was 0.3, is 0.5$", config=0.5)
     refused(r"key was \[0, 1\], is \[0, 2\]$", key=jax.random.key(2))
     refused("eval_every was 1, is 2", eval_every=2)
+    columns, offsets = linear.population.columns, np.array(linear.population.offsets)
+    reordered = {"x": columns["x"][::-1], "y": columns["y"]}
+    shifted = np.concatenate([[0, 2], offsets[2:]]).astype(np.int32)
+    for other in ((reordered, offsets), (columns, shifted)):
+        other = fe.FederatedDataset(columns=other[0], offsets=other[1])
+        for population in (other, fe.data.on_host(other)):
+            refused("another run: examples was '[0-9a-f]+', is '[0-9a-f]+'$", population=population)
     refused("accounted only was False, is True$", accounted_only=True)
     refused(r"evaluation was 'squared_error', is 'None'; .*evaluation\['x'\] was .*, is None", evaluation=NO_EVALUATION)
     other = fe.evaluation(linear.loss_fn, jax.tree.map(lambda column: column[:7], linear.population.columns))
@@ -158,6 +165,18 @@ def test_functions_are_described_by_their_names():
     assert name_of(functools.partial(fe.checkpoints, "x", every=2)) == "checkpoints('x', every=2)"
     assert name_of(Maker()) == Maker.__qualname__
     assert name_of(0.5) == "0.5"
+
+
+def test_components_are_described_by_what_they_are_made_of():
+    assert name_of(fe.compression.top_k(0.1)) == "Codec(top_k.<locals>.encode(fraction=0.1), top_k.<locals>.decode())"
+    made = [
+        lambda: fe.compression.qsgd(4), lambda: fe.compression.qsgd(8),
+        lambda: optax.adam(0.1), lambda: optax.adam(0.2),
+        lambda: fe.privacy.gaussian_mean(1.0, 2.0, denominator=3.0), lambda: fe.privacy.gaussian_mean(1.0, 2.0, 4.0),
+    ]  # fmt: skip
+    names = [name_of(make()) for make in made]
+    assert len(set(names)) == len(names) and " at 0x" not in "".join(names)
+    assert names == [name_of(make()) for make in made]
 
 
 @pytest.mark.parametrize("bad", [{"every": 0}, {"keep": 0}, {"every": 1.5}])

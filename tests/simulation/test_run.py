@@ -1,6 +1,7 @@
 import math
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -14,7 +15,8 @@ import pytest
 import fedjax_edge as fe
 from fedjax_edge.core import ClientOutput, ClientUpdate, PrivacyError
 from fedjax_edge.simulation.recipe import Recipe
-from fedjax_edge.simulation.segment import LONGEST_SEGMENT, Pace, Program, Variant, run_segment
+from fedjax_edge.simulation.report import epsilons_of
+from fedjax_edge.simulation.segment import LONGEST_SEGMENT, Pace, Program, Variant, next_length, run_segment
 
 SIZES = [1, 5, 2, 8, 3, 4, 6, 7, 2, 2]
 
@@ -202,6 +204,24 @@ def test_ctrl_c_keeps_what_was_done():
     assert (
         result.claim.epsilon == fe.privacy.gaussian_accountant(2.0)(fe.data.everyone(10).sampling, done, 1e-2).epsilon
     )
+
+
+def test_segments_are_shorter_where_accounting_takes_long(monkeypatch):
+    lengths = []
+
+    def slow(*arguments):
+        time.sleep(0.3)
+        return epsilons_of(*arguments)
+
+    def recorded(seconds):
+        lengths.append(next_length(seconds))
+        return lengths[-1]
+
+    module = sys.modules[fe.run.__module__]
+    monkeypatch.setattr(module, "epsilons_of", slow)
+    monkeypatch.setattr(module, "next_length", recorded)
+    run(FEDAVG, rounds=3)
+    assert lengths == [1, 1, 1]
 
 
 def test_the_progress_bar_shows_what_matters(capsys):

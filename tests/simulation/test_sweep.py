@@ -252,7 +252,10 @@ def test_finished_trials_are_not_run_again(linear, sweep, tmp_path, monkeypatch)
     sweep(linear.fedavg, grid, seeds=[0, 1], directory=tmp_path, rounds=5)  # another sweep: nothing found
     assert len(run_trials) == 7
     fewer = fe.evaluation(lambda *arguments: linear.loss_fn(*arguments)[0], linear.population.columns)
-    for option in ({"config": {"skew": 0.3}}, {"evaluation": fewer}, {"accounted_only": True}):
+    reversed_ = jax.tree.map(lambda column: column[::-1], linear.population.columns)
+    elsewhere = fe.FederatedDataset(columns=reversed_, offsets=linear.population.offsets)
+    changes = ({"config": {"skew": 0.3}}, {"evaluation": fewer}, {"population": elsewhere}, {"accounted_only": True})
+    for option in changes:
         other = sweep(linear.fedavg, {"learning_rate": RATES[:1]}, directory=tmp_path, **option)
         assert len(run_trials) == 8
         run_trials.pop()
