@@ -79,6 +79,8 @@ def parse(arguments: list[str], command: str = "run") -> tuple[RunConfig, argpar
         raise ValueError(f"config={given.config}: what is resumed has options of its own, in {given.resume}")
     file = given.config if given.resume is None else given.resume / "config.json"
     default = RunConfig() if file is None else read_config(file)
+    if given.resume is not None and (kind := "sweep" if "grid" in read_record(file) else "run") != command:
+        raise ValueError(f"resume={given.resume} holds a {kind}: go on with it by fedjax-edge {kind} --resume")
     description = SWEEP_HELP if command == "sweep" else None
     config = tyro.cli(RunConfig, args=options, default=default, prog=f"fedjax-edge {command}", description=description)
     if given.resume is None:

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from fedjax_edge.cli.main import main
 from fedjax_edge.cli.output import open_folder, recorded, write_record
 
 SHORT = ["--rounds", "2", "--clients", "60", "--cohort", "10", "--local-epochs", "1", "--model", "logistic"]
@@ -174,6 +175,15 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda format: "now")
     assert [open_folder(None).name for _ in range(3)] == ["now", "now_2", "now_3"]
+
+
+@pytest.mark.parametrize(("command", "record"), [("run", {"grid": {"bits": [4]}}), ("sweep", {})])
+def test_each_command_resumes_its_own(command, record, tmp_path):
+    write_record(tmp_path, {"options": {"rounds": 1}, **record})
+    kind = "sweep" if record else "run"
+    with pytest.raises(SystemExit, match=f"holds a {kind}: go on with it by fedjax-edge {kind} --resume"):
+        main([command, "--resume", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_what_is_refused_leaves_the_record_as_it_was(tmp_path):
