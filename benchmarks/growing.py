@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import task as tasks
 from environments import start
 from measure import Row, Settings, in_turns, reported, warm_rounds
@@ -22,7 +23,7 @@ STEPS = 30_000  # of one measurement
 
 
 def measured(rivals: list[str], data_dir: Path, venvs: Path, repeats: int) -> dict[str, Any]:
-    """Returns the cost of a local step for each size of each series, and how many times the cheapest the dearest is."""
+    """Returns what a local step costs at each size of each series, and that as a ratio to the largest of them."""
     series = {
         "cohort": ("ours", {cohort: ([6] * 10_000, 2, cohort) for cohort in COHORTS}),
         "cohort, six steps": ("ours", {cohort: ([60] * 10_000, 10, cohort) for cohort in FEWER_COHORTS}),
@@ -66,10 +67,13 @@ def _series(who: str, sizes: dict[int, tuple], data_dir: Path, venvs: Path, repe
                 in_turns({name: sides[name]}, rows, Settings(1, 1, float("inf")), Path(folder), measured)
         for name, side in sides.items():
             rows[name].peak_bytes = side.peak_bytes()
-    per_step = {name: row.seconds / steps[name] for name, row in rows.items() if row.measured}
+    per_step = {name: np.divide(row.measured, steps[name]) for name, row in rows.items() if not row.problem}
+    largest = per_step.get(list(rows)[-1], np.nan)
     return {
-        "microseconds_a_step": {name: round(1e6 * seconds, 2) for name, seconds in per_step.items()},
-        "dearest_over_cheapest": max(per_step.values()) / min(per_step.values()) if per_step else None,
+        "microseconds_a_step": {name: round(1e6 * float(np.median(turns)), 2) for name, turns in per_step.items()},
+        "ratio_to_the_largest": {  # turn by turn: machines change their pace
+            name: round(float(np.median(turns / largest)), 3) for name, turns in per_step.items()
+        },
         "peak_bytes": {name: row.peak_bytes for name, row in rows.items()},
         "problems": {name: row.problem for name, row in rows.items() if row.problem},
     }
