@@ -76,7 +76,7 @@ class RunConfig:
     """The run's seed; the same options and seed give the same result to the bit. Epsilon holds against those who do not
     know it: config.json holds it too."""
     devices: int | None = None
-    """XLA devices to use. Default: all; on a CPU, one per core."""
+    """XLA devices to use. Default: all; on a CPU, one per core. A sweep on accelerators takes all it sees."""
     eval_every: int = 1
     """Rounds between two evaluations."""
     checkpoint_every: int = 10

@@ -139,6 +139,8 @@ def sweep(arguments: list[str]) -> None:
         raise ValueError("grid: a noise_multiplier means nothing beside a target_epsilon, which decides it")
     resolved = config.resolved()
     use_cpu_cores(resolved.devices)
+    if resolved.devices is not None and (backend := jax.default_backend()) != "cpu":
+        raise ValueError(f"devices={resolved.devices}: a sweep takes each {backend} it sees; hide some from it instead")
     use_compilation_cache()
     population, test = build_data(resolved, derive(jax.random.key(resolved.seed), RunStream.SPLIT))
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,8 +128,8 @@ class Store(NamedTuple):
 
 
 @contextmanager
-def opened(where: Checkpoints | None, description: Mapping[str, Any]) -> Iterator[Store]:
-    """Opens a folder of checkpoints for a run of this description (of values that JSON has)."""
+def opened(where: Checkpoints | None, describe: Callable[[], Mapping[str, Any]]) -> Iterator[Store]:
+    """Opens a folder of checkpoints for the run that `describe` describes (with values that JSON has)."""
     if where is None:
         yield Store(None, None, {})
         return
@@ -138,7 +138,7 @@ def opened(where: Checkpoints | None, description: Mapping[str, Any]) -> Iterato
     options = ocp.CheckpointManagerOptions(max_to_keep=where.keep, enable_async_checkpointing=False)
     with ocp.CheckpointManager(where.directory, options=options) as manager:
         config = {f"config {name}": value for name, value in where.config.items()}
-        yield Store(where, manager, {**description, **config})
+        yield Store(where, manager, {**describe(), **config})
 
 
 def describe_run(

@@ -114,13 +114,10 @@ def run(
     program = Program.of(recipe, setup, default, plan or choose_plan(params, sampler.width))
     start = start_hosted if isinstance(population, HostedDataset) else start_resident
     histories, done, length = [], 0, 1
-    common = {}
-    if checkpoints is not None:
-        common = describe_run(setup, key, hyperparameters, pace.eval_every, delta, claim, accounted_only)
-        common |= describe_population(population)
+    about = describe_run(setup, key, hyperparameters, pace.eval_every, delta, claim, accounted_only)
     with (
         start(params, population, evaluation.columns, Variant(key, traced), program, pace) as (state, advance),
-        opened(checkpoints, common | describe_shapes("state", state)) as store,
+        opened(checkpoints, lambda: about | describe_population(population) | describe_shapes("state", state)) as store,
         deferred_interrupt() as interrupted,
     ):
         if (saved := store.latest(state)) is not None:

@@ -186,6 +186,13 @@ def test_each_command_resumes_its_own(command, record, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
+def test_a_sweep_does_not_choose_among_accelerators(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    with pytest.raises(SystemExit, match="devices=8: a sweep takes each gpu it sees; hide some from it instead"):
+        main(["sweep", "--devices", "8", "--grid", "bits=4,8", "--out", str(tmp_path / "out")])
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_refused_leaves_the_record_as_it_was(tmp_path):
     def record(folder=tmp_path):
         return json.loads((folder / "config.json").read_text())
