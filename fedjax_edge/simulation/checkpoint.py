@@ -179,9 +179,9 @@ def describe_population(population: Population | HostedDataset) -> dict[str, str
 
 
 def _some_rows(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    if not np.ndim(leaf):
-        return leaf
-    return leaf[np.linspace(0, len(leaf) - 1, min(len(leaf), FINGERPRINTED)).astype(np.int32)]
+    if jnp.ndim(leaf):
+        leaf = leaf[np.linspace(0, len(leaf) - 1, min(len(leaf), FINGERPRINTED)).astype(np.int32)]
+    return _without_key(leaf)
 
 
 def describe_shapes(name: str, tree: PyTree) -> dict[str, str]:
@@ -241,7 +241,7 @@ def _to_arrays(state: PyTree) -> dict[str, jax.Array]:
 
 
 def _without_key(leaf: jax.Array) -> jax.Array:
-    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+    return jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else leaf
 
 
 def _from_arrays(arrays: Mapping[str, jax.Array], like: PyTree) -> PyTree:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fedjax_edge.simulation.checkpoint import name_of
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.table import to_frame, write_csv
 
@@ -133,5 +134,5 @@ def _to_column(cells: list) -> np.ndarray:
 
 
 def _plain(value: Any) -> Any:
-    """Returns what a cell of a table holds: a function is its name."""
-    return getattr(value, "__qualname__", value)
+    """Returns what a cell of a table holds: a function, or a component made of some, is its name."""
+    return name_of(value) if callable(value) or hasattr(value, "_fields") else value

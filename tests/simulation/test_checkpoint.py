@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import fedjax_edge as fe
-from fedjax_edge.simulation.checkpoint import name_of
+from fedjax_edge.simulation.checkpoint import describe_population, name_of
 from fedjax_edge.simulation.evaluation import NO_EVALUATION
 
 TWO_DEVICES = fe.make_plan(width=1, devices=2)
@@ -177,6 +177,16 @@ def test_components_are_described_by_what_they_are_made_of():
     names = [name_of(make()) for make in made]
     assert len(set(names)) == len(names) and " at 0x" not in "".join(names)
     assert names == [name_of(make()) for make in made]
+
+
+def test_a_population_of_any_leaves_is_described():
+    keys = jax.random.split(jax.random.key(9))
+
+    def described(seed, size=3):
+        return describe_population({"key": jax.random.key(seed), "keys": keys, "size": size})
+
+    assert described(0) == described(0)
+    assert all(described(0)["examples"] != other["examples"] for other in (described(1), described(0, 4)))
 
 
 @pytest.mark.parametrize("bad", [{"every": 0}, {"keep": 0}, {"every": 1.5}])

@@ -164,6 +164,14 @@ def test_the_table_has_a_row_for_each_evaluation(linear, sweep, tmp_path):
     assert len(lines) == 13 and lines[0].startswith("learning_rate,seed,round,train_accuracy")
 
 
+def test_functions_and_components_are_words_in_the_table(linear, sweep):
+    trial = sweep(linear.fedavg, [{}], rounds=1).trials[0]
+    given = {"uplink": fe.compression.top_k(0.1), "model": fe.models.mnist_2nn}
+    table = fe.simulation.SweepResult((trial._replace(hyperparameters=given),), interrupted=False).table()
+    assert table["uplink"].tolist() == ["Codec(top_k.<locals>.encode(fraction=0.1), top_k.<locals>.decode())"]
+    assert table["model"].tolist() == ["mnist_2nn"]
+
+
 @pytest.mark.parametrize("layers", [[(200,), (200, 200)], [(3, 4), (5, 6)]])
 def test_a_hyperparameter_may_be_a_tuple(linear, sweep, tmp_path, layers):
     result = sweep(lambda layers: linear.fedavg(len(layers) / 100), {"layers": layers}, rounds=1)
