@@ -103,8 +103,8 @@ def on_host(dataset: FederatedDataset, state_dir: str | Path | None = None) -> H
 
     Args:
       dataset: with NumPy columns.
-      state_dir: a folder for the clients' states, as memory-mapped files; in memory by default. A checkpoint copies
-        them to memory, once to be saved and twice to be resumed.
+      state_dir: a folder for the clients' states, as memory-mapped files; in memory by default. A checkpoint holds
+        those of the clients that took part.
 
     >>> import fedjax_edge as fe
     >>> data = on_host(fe.data.from_client_arrays([{"x": np.arange(3.0)}, {"x": np.arange(9.0, 11.0)}]))

@@ -23,6 +23,7 @@ from fedjax_edge.simulation.recipe import Setup
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 FINGERPRINTED = 1000  # rows, evenly spaced, of each array of a population
+COMPARED_BYTES = 2**26  # at once
 
 
 class Checkpoints(NamedTuple):
@@ -83,6 +84,7 @@ class Store(NamedTuple):
     where: Checkpoints | None
     manager: Any  # orbax.checkpoint.CheckpointManager
     description: dict[str, Any]
+    first_rows: dict[str, np.ndarray]  # of the arrays on the host, before the first round: of every client alike
 
     def next_due(self, done: int) -> float:
         """Returns after which round the next checkpoint is due."""
@@ -94,12 +96,19 @@ class Store(NamedTuple):
             return
         import orbax.checkpoint as ocp
 
-        description = {**self.description, "columns": {name: column.dtype.str for name, column in history.items()}}
+        arrays = _to_arrays(state)
+        for name, first in self.first_rows.items():
+            rows = _changed(arrays[name], first)
+            arrays[name] = {"rows": rows, "values": arrays[name][rows]}
+        layout = {
+            "columns": {name: column.dtype.str for name, column in history.items()},
+            "rows": {name: len(arrays[name]["rows"]) for name in self.first_rows},
+        }
         self.manager.save(
             history.rounds,
             args=ocp.args.Composite(
-                arrays=ocp.args.StandardSave({"state": _to_arrays(state), "history": dict(history)}),
-                description=ocp.args.JsonSave(description),
+                arrays=ocp.args.StandardSave({"state": arrays, "history": dict(history)}),
+                description=ocp.args.JsonSave({**self.description, "layout": layout}),
             ),
         )
 
@@ -118,27 +127,30 @@ class Store(NamedTuple):
             raise ValueError(f"{self.where.directory} holds a checkpoint (round {rounds}): resume it or choose another")
         stored = self.manager.restore(rounds, args=ocp.args.Composite(description=ocp.args.JsonRestore())).description
         _check_same(stored, self.description, self.where.directory)
-        target = {
-            "state": jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_arrays(like)),
-            "history": {name: np.empty(rounds, dtype) for name, dtype in stored["columns"].items()},
-        }
+        columns, state = stored["layout"]["columns"], jax.tree.map(ocp.utils.to_shape_dtype_struct, _to_arrays(like))
+        for name, count in stored["layout"]["rows"].items():
+            shape, dtype = state[name].shape[1:], state[name].dtype
+            state[name] = {"rows": np.empty(count, np.int64), "values": np.empty((count, *shape), dtype)}
+        target = {"state": state, "history": {name: np.empty(rounds, dtype) for name, dtype in columns.items()}}
         arrays = self.manager.restore(rounds, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(target))).arrays
-        history = History({name: arrays["history"][name] for name in stored["columns"]})
+        history = History({name: arrays["history"][name] for name in columns})
         return Saved(_from_arrays(arrays["state"], like), history)
 
 
 @contextmanager
-def opened(where: Checkpoints | None, describe: Callable[[], Mapping[str, Any]]) -> Iterator[Store]:
-    """Opens a folder of checkpoints for the run that `describe` describes (with values that JSON has)."""
+def opened(where: Checkpoints | None, state: PyTree, describe: Callable[[], Mapping[str, Any]]) -> Iterator[Store]:
+    """Opens a folder of checkpoints for a run of this initial state that `describe` describes, as JSON has it."""
     if where is None:
-        yield Store(None, None, {})
+        yield Store(None, None, {}, {})
         return
     import orbax.checkpoint as ocp  # slow to import
 
     options = ocp.CheckpointManagerOptions(max_to_keep=where.keep, enable_async_checkpointing=False)
     with ocp.CheckpointManager(where.directory, options=options) as manager:
         config = {f"config {name}": value for name, value in where.config.items()}
-        yield Store(where, manager, {**describe(), **config})
+        on_host = {name: array for name, array in _to_arrays(state).items() if isinstance(array, np.ndarray)}
+        first_rows = {name: np.array(array[0]) for name, array in on_host.items()}
+        yield Store(where, manager, {**describe(), **describe_shapes("state", state), **config}, first_rows)
 
 
 def describe_run(
@@ -152,7 +164,7 @@ def describe_run(
 ) -> dict[str, Any]:
     """Returns what two runs must have in common for one to go on where the other stopped, as JSON has it.
 
-    The shapes of the state are left for the caller to add, once there is one.
+    Their populations and the shapes of their states are left for the caller to add.
     """
     _, params, sampler, evaluation = setup
     return {
@@ -229,7 +241,7 @@ def _check_same(stored: Mapping[str, Any], present: Mapping[str, Any], directory
     differences = [
         f"{name} was {stored.get(name)!r}, is {present.get(name)!r}"
         for name in names
-        if name != "columns" and stored.get(name) != present.get(name)
+        if name != "layout" and stored.get(name) != present.get(name)
     ]
     if differences:
         raise ValueError(f"the checkpoint in {directory} is of another run: {'; '.join(differences)}")
@@ -244,11 +256,25 @@ def _without_key(leaf: jax.Array) -> jax.Array:
     return jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else leaf
 
 
-def _from_arrays(arrays: Mapping[str, jax.Array], like: PyTree) -> PyTree:
+def _changed(array: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """Returns which rows are not `first`, int64, and in any case 0, since orbax has no empty arrays."""
+    changed, at_once = np.zeros(len(array), bool), max(COMPARED_BYTES // first.nbytes, 1)
+    for start in range(0, len(array), at_once):
+        rows = slice(start, start + at_once)
+        changed[rows] = (array[rows] != first).any(axis=tuple(range(1, array.ndim)))
+    changed[0] = True
+    return np.flatnonzero(changed)
+
+
+def _from_arrays(arrays: Mapping[str, Any], like: PyTree) -> PyTree:
     def restored(i: int, leaf: jax.Array) -> jax.Array:
         if not leaf.size:
             return leaf
         array = arrays[f"{i:04}"]
+        if isinstance(array, dict):
+            whole = leaf if isinstance(leaf, np.ndarray) else np.array(leaf)
+            whole[array["rows"]] = array["values"]
+            return whole if whole is leaf else jax.device_put(whole, leaf.sharding)
         if isinstance(leaf, np.ndarray):  # on the host, perhaps a memory map
             leaf[...] = array
             return leaf

@@ -14,13 +14,7 @@ from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PrivacyClaim, PyTree, Sampler
 from fedjax_edge.data import HostedDataset
-from fedjax_edge.simulation.checkpoint import (
-    Checkpoints,
-    describe_population,
-    describe_run,
-    describe_shapes,
-    opened,
-)
+from fedjax_edge.simulation.checkpoint import Checkpoints, describe_population, describe_run, opened
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.hosted import start_hosted
@@ -117,7 +111,7 @@ def run(
     about = describe_run(setup, key, hyperparameters, pace.eval_every, delta, claim, accounted_only)
     with (
         start(params, population, evaluation.columns, Variant(key, traced), program, pace) as (state, advance),
-        opened(checkpoints, lambda: about | describe_population(population) | describe_shapes("state", state)) as store,
+        opened(checkpoints, state, lambda: about | describe_population(population)) as store,
         deferred_interrupt() as interrupted,
     ):
         if (saved := store.latest(state)) is not None:

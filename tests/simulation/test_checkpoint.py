@@ -78,6 +78,40 @@ def test_states_on_the_host_are_saved_too(linear, tmp_path):
     assert isinstance(resumed.state.clients["w"], np.memmap)
 
 
+def test_a_run_may_go_on_elsewhere_than_it_began(linear, tmp_path):
+    hosted = fe.data.on_host(linear.population)
+    memory = fe.compression.error_feedback(fe.compression.top_k(0.5))
+    delta = fe.compression.delta_broadcast(fe.compression.stochastic_uniform(4))
+    algorithm = linear.scaffold(uplink=memory, downlink=delta)
+    expected = run(linear, 6, algorithm=algorithm)
+    for first, second in ((linear.population, hosted), (hosted, linear.population)):
+        folder = tmp_path / type(first).__name__
+        run(linear, 3, fe.checkpoints(folder), algorithm, first)
+        assert_same(run(linear, 6, fe.checkpoints(folder, resume=True), algorithm, second), expected)
+
+
+def test_states_of_clients_that_never_took_part_take_no_room(tmp_path):
+    clients = fe.data.from_client_arrays([{"x": np.ones((1, 1), np.float32)}] * 2_000)
+    population, saved = fe.data.on_host(clients, tmp_path / "states"), tmp_path / "saved"
+    algorithm = fe.algorithms.scaffold(
+        lambda params, batch, key: batch["x"][:, 0] * params.sum(), 0.05, num_clients=2_000, batch_size=1, epochs=1
+    )
+
+    def controls(rounds):
+        result = fe.run(
+            algorithm, np.zeros(5_000, np.float32), population, sampler=fe.data.uniform(2_000, 3), rounds=rounds,
+            key=jax.random.key(0), checkpoints=fe.checkpoints(saved, resume=True), progress=False,
+        )  # fmt: skip
+        kept = result.state.clients
+        return {int(client): kept[client].copy() for client in np.flatnonzero(kept[:, 0])}
+
+    first, resumed = controls(1), controls(2)
+    assert len(first) == 3 and len(resumed) == 6
+    chex.assert_trees_all_equal(first, {client: resumed[client] for client in first})
+    for folder in (saved, population.state_dir):
+        assert sum(512 * path.stat().st_blocks for path in folder.rglob("*")) < 1e6  # of 40 MB
+
+
 def test_privacy_spent_resumes_with_the_rounds(linear, tmp_path):
     algorithm = linear.fedavg(aggregator=fe.privacy.gaussian_mean(1.0, 2.0, denominator=5.0))
     run(linear, 3, fe.checkpoints(tmp_path), algorithm, delta=1e-3)
