@@ -2,6 +2,7 @@ import functools
 import importlib
 import os
 import signal
+import time
 
 import chex
 import jax
@@ -11,6 +12,7 @@ import optax
 import pytest
 
 import fedjax_edge as fe
+from fedjax_edge.simulation.report import epsilons_of
 
 sweep_module = importlib.import_module("fedjax_edge.simulation.sweep")
 RATES = [0.02, 0.05, 0.1]
@@ -365,3 +367,20 @@ def test_a_population_on_the_host_is_refused(linear, sweep):
 def test_the_progress_bar_counts_the_rounds_of_all_trials(linear, sweep, capsys):
     sweep(linear.fedavg, {"learning_rate": RATES}, progress=True)
     assert "12/12" in capsys.readouterr().err
+
+
+def test_segments_are_shorter_where_accounting_takes_long(linear, sweep, monkeypatch):
+    lengths, next_length = [], sweep_module.next_length
+
+    def recorded(seconds):
+        lengths.append(next_length(seconds))
+        return lengths[-1]
+
+    def slow(*arguments):
+        time.sleep(0.3)
+        return epsilons_of(*arguments)
+
+    monkeypatch.setattr(sweep_module, "epsilons_of", slow)
+    monkeypatch.setattr(sweep_module, "next_length", recorded)
+    sweep(linear.fedavg, {"learning_rate": RATES[:1]}, rounds=3)
+    assert lengths == [1, 1, 1]
