@@ -183,7 +183,7 @@ def describe_run(
 
 
 def describe_population(population: Population | HostedDataset) -> dict[str, str]:
-    """Returns the same of the clients' data: shapes, and a fingerprint of some examples and of who holds how many."""
+    """Returns what tells clients' data apart: shapes, and a fingerprint of some examples and of who holds how many."""
     data = population
     if isinstance(population, HostedDataset):  # which may go on with a run of the same data on the devices
         data = FederatedDataset(columns=population.columns, offsets=population.offsets.astype(np.int32))
@@ -257,13 +257,17 @@ def _without_key(leaf: jax.Array) -> jax.Array:
 
 
 def _changed(array: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """Returns which rows are not `first`, int64, and in any case 0, since orbax has no empty arrays."""
+    """Returns which rows are not `first` to the bit, int64, and in any case 0, since orbax has no empty arrays."""
     changed, at_once = np.zeros(len(array), bool), max(COMPARED_BYTES // first.nbytes, 1)
     for start in range(0, len(array), at_once):
         rows = slice(start, start + at_once)
-        changed[rows] = (array[rows] != first).any(axis=tuple(range(1, array.ndim)))
+        changed[rows] = (_bytes_of(array[rows]) != _bytes_of(first[None])).any(1)
     changed[0] = True
     return np.flatnonzero(changed)
+
+
+def _bytes_of(rows: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(rows).reshape(len(rows), -1).view(np.uint8)
 
 
 def _from_arrays(arrays: Mapping[str, Any], like: PyTree) -> PyTree:

@@ -16,6 +16,7 @@ import fedjax_edge as fe
 from fedjax_edge.simulation.checkpoint import describe_population, name_of
 from fedjax_edge.simulation.evaluation import NO_EVALUATION
 
+checkpoint_module = sys.modules[name_of.__module__]
 TWO_DEVICES = fe.make_plan(width=1, devices=2)
 
 
@@ -211,6 +212,15 @@ def test_components_are_described_by_what_they_are_made_of():
     names = [name_of(make()) for make in made]
     assert len(set(names)) == len(names) and " at 0x" not in "".join(names)
     assert names == [name_of(make()) for make in made]
+
+
+@pytest.mark.parametrize("at_once", [1, 2**20])
+def test_rows_that_changed_are_found_to_the_bit(at_once, monkeypatch):
+    monkeypatch.setattr(checkpoint_module, "COMPARED_BYTES", at_once)
+    rows = np.array([[0, 0], [0, -0.0], [0, 0], [np.nan, 0], [0, 1e-45]], np.float32)
+    assert checkpoint_module._changed(rows, rows[0]).tolist() == [0, 1, 3, 4]
+    assert checkpoint_module._changed(rows[:, 1], rows[2, 1]).tolist() == [0, 1, 4]
+    assert checkpoint_module._changed(rows[:, None], rows[3, None]).tolist() == [0, 1, 2, 4]
 
 
 def test_a_population_of_any_leaves_is_described():
