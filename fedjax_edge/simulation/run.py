@@ -118,6 +118,7 @@ def run(
             state, histories, done = saved.state, [saved.history], saved.history.rounds
             if done > pace.rounds:
                 raise ValueError(f"rounds must be at least the {done} that {checkpoints.directory} holds, got {rounds}")
+        sent = sum(history["bits_up"].sum(dtype=np.float64) for history in histories)
         hidden = not progress or jax.process_index() > 0
         with tqdm(total=pace.rounds, initial=done, unit="round", disable=hidden) as bar:
             while done < pace.rounds and length:
@@ -134,7 +135,8 @@ def run(
                 if not length or done in (pace.rounds, store.next_due(done - 1)):
                     store.save(state, History.joined(histories))
                 bar.update(stop - bar.n)
-                bar.set_postfix(_shown(histories))
+                sent += histories[-1]["bits_up"].sum(dtype=np.float64)
+                bar.set_postfix(_shown(histories[-1], sent))
 
     return RunResult(
         params=algorithm.params(state),
@@ -145,10 +147,9 @@ def run(
     )
 
 
-def _shown(histories: list[History]) -> dict[str, str]:
+def _shown(last: History, bits_sent: float) -> dict[str, str]:
     """Returns what the progress bar shows: the last values, and the megabytes sent so far."""
     columns = {"train": "train_loss", "loss": "test_loss", "accuracy": "test_accuracy", "epsilon": "epsilon"}
-    last = histories[-1]
     shown = {label: last.last(name) for label, name in columns.items() if name in last}
-    shown["MB up"] = sum(history["bits_up"].sum(dtype=np.float64) for history in histories) / 8e6
+    shown["MB up"] = bits_sent / 8e6
     return {label: f"{value:.4g}" for label, value in shown.items() if math.isfinite(value)}
