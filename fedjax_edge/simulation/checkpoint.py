@@ -204,27 +204,33 @@ def describe_shapes(name: str, tree: PyTree) -> dict[str, str]:
     }
 
 
-def name_of(value: Any) -> str:
+def name_of(value: Any, within: tuple[Callable, ...] = ()) -> str:
     """Returns what stands for a value in a description, without addresses in memory.
 
     Of a function it is the name, of a partial one also its arguments, and of those in a tuple, such as a codec is, also
-    what they close over.
+    what they close over, but for functions `within` which they are named already; of an array it is a fingerprint.
     """
     if isinstance(value, functools.partial):
         given = [*map(name_of, value.args), *(f"{name}={name_of(one)}" for name, one in value.keywords.items())]
         return f"{name_of(value.func)}({', '.join(given)})"
     if isinstance(value, tuple):
         own = "" if type(value) is tuple else type(value).__name__
-        return f"{own}({', '.join(map(_with_what_it_closes_over, value))})"
+        return f"{own}({', '.join(_with_what_it_closes_over(one, within) for one in value)})"
+    if isinstance(value, np.ndarray | jax.Array) and value.ndim:
+        return f"{value.dtype}{list(value.shape)} {_digest(_without_key(value))}"
+    leaves, structure = jax.tree.flatten(value)
+    if leaves and structure != jax.tree.structure(0):
+        return f"{structure}({', '.join(_with_what_it_closes_over(leaf, within) for leaf in leaves)})"
     said = type(value) if type(value).__repr__ is object.__repr__ else value
     return ADDRESS.sub("", getattr(said, "__qualname__", repr(said)))
 
 
-def _with_what_it_closes_over(value: Any) -> str:
-    if not inspect.isfunction(value):
-        return name_of(value)
-    variables = inspect.getclosurevars(value).nonlocals
-    given = [f"{name}={_with_what_it_closes_over(one)}" for name, one in variables.items() if one is not value]
+def _with_what_it_closes_over(value: Any, within: tuple[Callable, ...]) -> str:
+    function = inspect.unwrap(value)  # of what `jax.jit` made of it
+    if not inspect.isfunction(function) or function in within:
+        return name_of(value, within)
+    variables = inspect.getclosurevars(function).nonlocals
+    given = [f"{name}={_with_what_it_closes_over(one, (*within, function))}" for name, one in variables.items()]
     return f"{name_of(value)}({', '.join(given)})"
 
 

@@ -202,12 +202,29 @@ def test_functions_are_described_by_their_names():
     assert name_of(0.5) == "0.5"
 
 
+def scaling(factor):
+    """Functions that call each other, one of them jitted."""
+
+    @jax.jit
+    def up(update):
+        return jax.tree.map(lambda leaf: leaf * factor, update) if factor else down(update)
+
+    def down(update):
+        return up(update)
+
+    return up, down
+
+
 def test_components_are_described_by_what_they_are_made_of():
     assert name_of(fe.compression.top_k(0.1)) == "Codec(top_k.<locals>.encode(fraction=0.1), top_k.<locals>.decode())"
     made = [
         lambda: fe.compression.qsgd(4), lambda: fe.compression.qsgd(8),
         lambda: optax.adam(0.1), lambda: optax.adam(0.2),
         lambda: fe.privacy.gaussian_mean(1.0, 2.0, denominator=3.0), lambda: fe.privacy.gaussian_mean(1.0, 2.0, 4.0),
+        lambda: fe.compression.masked({"a": np.arange(5000) % 7 != 5}),
+        lambda: fe.compression.masked({"a": np.arange(5000) % 7 != 4}),
+        lambda: scaling(2.0), lambda: scaling(3.0),
+        lambda: scaling({"a": np.arange(5000.0)}), lambda: scaling({"a": np.arange(5000.0) + (np.arange(5000) == 99)}),
     ]  # fmt: skip
     names = [name_of(make()) for make in made]
     assert len(set(names)) == len(names) and " at 0x" not in "".join(names)
