@@ -1,8 +1,8 @@
 """W8: what a local step costs as the cohort and the population grow; it should stay the same.
 
-Rounds of 10 to 10,000 of 10,000 clients of W7's perceptron, 1, 2, 4 and 8 times 100 among them, once with three steps a
-client (six examples) and once with six (60 examples); the first by hand as well. And rounds of 100 clients from
-populations of 1,000 to 1,000,000 clients of one example.
+Rounds of 10 to 10,000 of 10,000 clients of W7's perceptron, 1, 2, 4 and 8 times 100 among them, with three steps a
+client (six examples), with six (60 examples in batches of ten) and with the sixty of W1 (60 examples, one by one); the
+first by hand as well. And rounds of 100 clients from populations of 1,000 to 1,000,000 clients of one example.
 """
 
 import tempfile
@@ -27,6 +27,7 @@ def measured(rivals: list[str], data_dir: Path, venvs: Path, repeats: int) -> di
     series = {
         "cohort": ("ours", {cohort: ([6] * 10_000, 2, cohort) for cohort in COHORTS}),
         "cohort, six steps": ("ours", {cohort: ([60] * 10_000, 10, cohort) for cohort in FEWER_COHORTS}),
+        "cohort, sixty steps": ("ours", {cohort: ([60] * 10_000, 1, cohort) for cohort in FEWER_COHORTS}),
         "population": ("ours", {clients: ([1] * clients, 1, 100) for clients in POPULATIONS}),
     }
     if "handwritten" in rivals:
