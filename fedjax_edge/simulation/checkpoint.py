@@ -1,11 +1,8 @@
 """Checkpoints of a run: everything it needs to go on as if it had never stopped, written whole or not at all."""
 
-import functools
-import hashlib
-import inspect
+import itertools
 import json
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_edge.core import checks
-from fedjax_edge.core.protocols import Population, PrivacyClaim, PyTree
-from fedjax_edge.data import FederatedDataset, HostedDataset
+from fedjax_edge.core.protocols import PyTree
 from fedjax_edge.simulation.history import History
-from fedjax_edge.simulation.recipe import Setup
+from fedjax_edge.simulation.identity import describe_shapes, without_key
 
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-FINGERPRINTED = 1000  # rows, evenly spaced, of each array of a population
 COMPARED_BYTES = 2**26  # at once
+SHOWN = 200  # characters of a difference
 
 
 class Checkpoints(NamedTuple):
@@ -62,7 +57,8 @@ def checkpoints(
       every: rounds between two checkpoints. The last round is always saved.
       keep: how many of the last ones stay.
       resume: go on from the last one, if there is one; without it, a folder that holds any is refused. More rounds than
-        before may be asked for, and nothing else may have changed, such as the mechanism of the run's claim.
+        before may be asked for, and nothing else may have changed, such as the mechanism of the run's claim. Of the
+        algorithm's functions the names and what they close over are compared: not globals, and not what they do.
       config: whatever else describes the run, as JSON has it; a checkpoint with another one is refused.
 
     Raises:
@@ -153,113 +149,29 @@ def opened(where: Checkpoints | None, state: PyTree, describe: Callable[[], Mapp
         yield Store(where, manager, {**describe(), **describe_shapes("state", state), **config}, first_rows)
 
 
-def describe_run(
-    setup: Setup,
-    key: jax.Array,
-    hyperparameters: Mapping[str, Any],
-    eval_every: int,
-    delta: float | None,
-    claim: PrivacyClaim | None,
-    accounted_only: bool,
-) -> dict[str, Any]:
-    """Returns what two runs must have in common for one to go on where the other stopped, as JSON has it.
-
-    Their populations and the shapes of their states are left for the caller to add.
-    """
-    _, params, sampler, evaluation = setup
-    return {
-        "key": jax.device_get(jax.random.key_data(key)).tolist(),
-        "initial parameters": _digest(params),
-        "sampling": repr(sampler.sampling),
-        "cohort width": int(sampler.width),
-        "evaluation": name_of(evaluation.loss_fn),
-        **describe_shapes("evaluation", evaluation.columns),
-        "eval_every": eval_every,
-        "delta": None if delta is None else float(delta),
-        "accounted only": bool(accounted_only),
-        **({} if claim is None else claim.mechanism),
-        **{f"hyperparameter {name}": name_of(value) for name, value in hyperparameters.items()},
-    }
-
-
-def describe_population(population: Population | HostedDataset) -> dict[str, str]:
-    """Returns what tells clients' data apart: shapes, and a fingerprint of some examples and of who holds how many."""
-    data = population
-    if isinstance(population, HostedDataset):  # which may go on with a run of the same data on the devices
-        data = FederatedDataset(columns=population.columns, offsets=population.offsets.astype(np.int32))
-    return {**describe_shapes("population", data), "examples": _digest(jax.tree.map(_some_rows, data))}
-
-
-def _some_rows(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    if jnp.ndim(leaf):
-        leaf = leaf[np.linspace(0, len(leaf) - 1, min(len(leaf), FINGERPRINTED)).astype(np.int32)]
-    return _without_key(leaf)
-
-
-def describe_shapes(name: str, tree: PyTree) -> dict[str, str]:
-    """Returns the dtypes and shapes of a pytree of arrays for the description of a run."""
-    return {
-        f"{name}{jax.tree_util.keystr(path)}": f"{jnp.result_type(leaf)}{list(jnp.shape(leaf))}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def name_of(value: Any, within: tuple[Callable, ...] = ()) -> str:
-    """Returns what stands for a value in a description, without addresses in memory.
-
-    Of a function it is the name, of a partial one also its arguments, and of those in a tuple, such as a codec is, also
-    what they close over, but for functions `within` which they are named already; of an array it is a fingerprint.
-    """
-    if isinstance(value, functools.partial):
-        given = [*map(name_of, value.args), *(f"{name}={name_of(one)}" for name, one in value.keywords.items())]
-        return f"{name_of(value.func)}({', '.join(given)})"
-    if isinstance(value, tuple):
-        own = "" if type(value) is tuple else type(value).__name__
-        return f"{own}({', '.join(_with_what_it_closes_over(one, within) for one in value)})"
-    if isinstance(value, np.ndarray | jax.Array) and value.ndim:
-        return f"{value.dtype}{list(value.shape)} {_digest(_without_key(value))}"
-    leaves, structure = jax.tree.flatten(value)
-    if leaves and structure != jax.tree.structure(0):
-        return f"{structure}({', '.join(_with_what_it_closes_over(leaf, within) for leaf in leaves)})"
-    said = type(value) if type(value).__repr__ is object.__repr__ else value
-    return ADDRESS.sub("", getattr(said, "__qualname__", repr(said)))
-
-
-def _with_what_it_closes_over(value: Any, within: tuple[Callable, ...]) -> str:
-    function = inspect.unwrap(value)  # of what `jax.jit` made of it
-    if not inspect.isfunction(function) or function in within:
-        return name_of(value, within)
-    variables = inspect.getclosurevars(function).nonlocals
-    given = [f"{name}={_with_what_it_closes_over(one, (*within, function))}" for name, one in variables.items()]
-    return f"{name_of(value)}({', '.join(given)})"
-
-
-def _digest(tree: PyTree) -> str:
-    """Returns a short fingerprint of the values of a pytree of arrays."""
-    sha = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(tree)):
-        sha.update(np.ascontiguousarray(leaf).tobytes())
-    return sha.hexdigest()[:16]
-
-
 def _check_same(stored: Mapping[str, Any], present: Mapping[str, Any], directory: Path) -> None:
     names = [*stored, *(name for name in present if name not in stored)]
-    differences = [
-        f"{name} was {stored.get(name)!r}, is {present.get(name)!r}"
-        for name in names
-        if name != "layout" and stored.get(name) != present.get(name)
-    ]
-    if differences:
-        raise ValueError(f"the checkpoint in {directory} is of another run: {'; '.join(differences)}")
+    differing = [name for name in names if name != "layout" and stored.get(name) != present.get(name)]
+    if len(differing) > 1:  # then the algorithm's follows from another one, which says it better
+        differing = [name for name in differing if name != "algorithm"]
+    if differing:
+        words = "; ".join(_difference(name, stored.get(name), present.get(name)) for name in differing)
+        raise ValueError(f"the checkpoint in {directory} is of another run: {words}")
+
+
+def _difference(name: str, was: Any, now: Any) -> str:
+    """Says what changed; of long texts, from shortly before the first difference on."""
+    texts = repr(was), repr(now)
+    alike = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
+    start = max(alike - SHOWN // 3, 0)
+    if max(map(len, texts)) > SHOWN:
+        texts = tuple(f"{'...' * (start > 0)}{text[start : start + SHOWN]}..." for text in texts)
+    return f"{name} was {texts[0]}, is {texts[1]}"
 
 
 def _to_arrays(state: PyTree) -> dict[str, jax.Array]:
     """Returns the leaves that hold anything, by position; keys as their data."""
-    return {f"{i:04}": _without_key(leaf) for i, leaf in enumerate(jax.tree.leaves(state)) if leaf.size}
-
-
-def _without_key(leaf: jax.Array) -> jax.Array:
-    return jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else leaf
+    return {f"{i:04}": without_key(leaf) for i, leaf in enumerate(jax.tree.leaves(state)) if leaf.size}
 
 
 def _changed(array: np.ndarray, first: np.ndarray) -> np.ndarray:

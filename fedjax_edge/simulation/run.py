@@ -14,10 +14,11 @@ from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PrivacyClaim, PyTree, Sampler
 from fedjax_edge.data import HostedDataset
-from fedjax_edge.simulation.checkpoint import Checkpoints, describe_population, describe_run, opened
+from fedjax_edge.simulation.checkpoint import Checkpoints, opened
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.hosted import start_hosted
+from fedjax_edge.simulation.identity import describe_population, describe_run
 from fedjax_edge.simulation.interrupt import deferred_interrupt
 from fedjax_edge.simulation.recipe import MakeAlgorithm, Setup, split_hyperparameters
 from fedjax_edge.simulation.report import claim_of, epsilons_of, to_history
@@ -108,10 +109,14 @@ def run(
     program = Program.of(recipe, setup, default, plan or choose_plan(params, sampler.width))
     start = start_hosted if isinstance(population, HostedDataset) else start_resident
     histories, done, length = [], 0, 1
-    about = describe_run(setup, key, hyperparameters, pace.eval_every, delta, claim, accounted_only)
+
+    def about() -> dict[str, Any]:
+        of_run = describe_run(setup, key, hyperparameters, pace.eval_every, delta, claim, accounted_only)
+        return of_run | describe_population(population)
+
     with (
         start(params, population, evaluation.columns, Variant(key, traced), program, pace) as (state, advance),
-        opened(checkpoints, state, lambda: about | describe_population(population)) as store,
+        opened(checkpoints, state, about) as store,
         deferred_interrupt() as interrupted,
     ):
         if (saved := store.latest(state)) is not None:

@@ -22,10 +22,10 @@ from fedjax_edge.core.protocols import Population, PrivacyClaim, PyTree, Sampler
 from fedjax_edge.core.round import RoundState
 from fedjax_edge.core.trees import replicate
 from fedjax_edge.data import HostedDataset
-from fedjax_edge.simulation.checkpoint import describe_population, describe_run, name_of
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.hosted import PER_CLIENT
+from fedjax_edge.simulation.identity import describe_population, describe_run
 from fedjax_edge.simulation.interrupt import deferred_interrupt
 from fedjax_edge.simulation.recipe import MakeAlgorithm, Setup, check_hashable, split_hyperparameters
 from fedjax_edge.simulation.report import claim_of, epsilons_of, to_history
@@ -94,8 +94,9 @@ def sweep(
       static: names of hyperparameters that are floats and cannot be traced, such as a dropout rate.
       plan: how many trials are vmapped, and on how many devices; chosen by default. The clients of a trial then have
         one device.
-      directory: a folder for finished trials. Those found there (of the same function's name, hyperparameters, seed,
-        start, data, sampling, rounds and `config`) are not run again, so that an interrupted sweep resumes.
+      directory: a folder for finished trials. Those found there (of the same algorithm, hyperparameters, seed, start,
+        data, sampling, evaluation, rounds and `config`) are not run again, so that an interrupted sweep resumes. Of an
+        algorithm's functions the names and what they close over are compared: not globals, and not what they do.
       config: whatever else describes the trials, as JSON has it.
       progress: whether to show a progress bar.
 
@@ -128,14 +129,14 @@ def sweep(
         for seed in seeds
     ]
     directory = None if directory is None else Path(directory)
-    common = {
-        "function": name_of(make_algorithm),
-        "rounds": pace.rounds,
-        **describe_population(population),
-        **{f"config {name}": value for name, value in (config or {}).items()},
-    }
-    descriptions = [common | _describe(job, pace, delta, accounted_only) for job in jobs]
+    descriptions: list[dict[str, Any]] = [{} for _ in jobs]
     if directory is not None:
+        common = {
+            "rounds": pace.rounds,
+            **describe_population(population),
+            **{f"config {name}": value for name, value in (config or {}).items()},
+        }
+        descriptions = [common | _describe(job, pace, delta, accounted_only) for job in jobs]
         _check_distinct(descriptions, jobs)
     found = {i: history for i, one in enumerate(descriptions) if (history := find_trial(directory, one)) is not None}
     hidden = not progress or jax.process_index() > 0

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fedjax_edge.simulation.checkpoint import name_of
 from fedjax_edge.simulation.history import History
+from fedjax_edge.simulation.identity import name_of
 from fedjax_edge.simulation.table import to_frame, write_csv
 
 

@@ -170,7 +170,7 @@ def test_functions_and_components_are_words_in_the_table(linear, sweep):
     trial = sweep(linear.fedavg, [{}], rounds=1).trials[0]
     given = {"uplink": fe.compression.top_k(0.1), "model": fe.models.mnist_2nn}
     table = fe.simulation.SweepResult((trial._replace(hyperparameters=given),), interrupted=False).table()
-    assert table["uplink"].tolist() == ["Codec(top_k.<locals>.encode(fraction=0.1), top_k.<locals>.decode())"]
+    assert table["uplink"].tolist() == ["Codec(top_k.<locals>.encode(fraction=0.1), top_k.<locals>.decode)"]
     assert table["model"].tolist() == ["mnist_2nn"]
 
 
@@ -275,15 +275,31 @@ def test_finished_trials_are_not_run_again(linear, sweep, tmp_path, monkeypatch)
 
 
 def test_trials_that_are_described_alike_have_no_directory(linear, sweep, tmp_path):
-    def scaled(factor):
-        return lambda params, batch, key: factor * linear.loss_fn(params, batch, key)[0]
-
     def make(loss_fn):
         return fe.algorithms.fedavg(loss_fn, optax.sgd(0.05), batch_size=4, epochs=1)
 
+    once, twice = (
+        lambda params, batch, key: linear.loss_fn(params, batch, key)[0],
+        lambda params, batch, key: linear.loss_fn(params, batch, key)[0] * 2,
+    )
     with pytest.raises(ValueError, match="are described alike, so that directory cannot tell their trials apart"):
-        sweep(make, {"loss_fn": [scaled(1.0), scaled(2.0)]}, directory=tmp_path)
+        sweep(make, {"loss_fn": [once, twice]}, directory=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_trials_are_found_again_only_for_what_they_were_trained_and_evaluated_on(linear, sweep, tmp_path):
+    def last(rate=0.1, batch_size=4, evaluation=linear.evaluation, directory=tmp_path):
+        def make(schedule):
+            return fe.algorithms.fedavg(linear.loss_fn, optax.sgd(schedule), batch_size=batch_size, epochs=1)
+
+        schedules = [optax.piecewise_constant_schedule(rate)]
+        found = sweep(make, {"schedule": schedules}, rounds=2, evaluation=evaluation, directory=directory)
+        return found.trials[0].history["test_loss"].tolist()
+
+    moved = fe.evaluation(linear.loss_fn, jax.tree.map(lambda column: column + 1, linear.population.columns))
+    for other in (dict(), dict(rate=0.2), dict(batch_size=2), dict(evaluation=moved)):
+        assert last(**other) == last(**other) == last(**other, directory=None)
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_what_makes_algorithms_may_be_any_callable(linear, sweep, tmp_path):
