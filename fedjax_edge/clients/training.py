@@ -75,7 +75,7 @@ def local_training(
     if gradient is not None and batch_size is None:
         raise ValueError("a gradient of mini-batches needs a batch_size: a full batch is taken in chunks")
     gradient = gradient or batch_gradient
-    loss_fn = jax.jit(loss_fn, inline=True)  # so that it is traced once
+    traced = jax.jit(lambda *arguments: loss_fn(*arguments), inline=True)  # once, and anew for another training
 
     def train(params: PyTree, examples: Examples, key: jax.Array, adjust: Callable | None = None) -> Trained:
         batches = jnp.int32(1) if batch_size is None else _ceil_div(examples.size, batch_size)
@@ -90,7 +90,7 @@ def local_training(
             return flip_narrow((params, optimizer_state, metrics), start)
 
         def full_batch_step(step: jax.Array, carry: tuple) -> tuple:
-            return take_step(carry, lambda p, k: full_batch_gradient(loss_fn, p, examples, k), step)
+            return take_step(carry, lambda p, k: full_batch_gradient(traced, p, examples, k), step)
 
         def block(number: jax.Array, carry: tuple) -> tuple:
             epoch, first_batch = jax.lax.div(number, blocks), jax.lax.rem(number, blocks) * block_batches
@@ -103,12 +103,12 @@ def local_training(
             def mini_batch_step(batch: jax.Array, carry: tuple) -> tuple:
                 columns, mask = take_rows(examples.columns, rows[batch]), positions[batch] < examples.size
                 count = jnp.maximum(mask.sum(dtype=jnp.float32), 1.0)
-                return take_step(carry, lambda p, k: gradient(loss_fn, p, columns, mask, count, k), first_step + batch)
+                return take_step(carry, lambda p, k: gradient(traced, p, columns, mask, count, k), first_step + batch)
 
             steps_left = jnp.minimum(batches - first_batch, num_steps - first_step)
             return jax.lax.fori_loop(0, jnp.minimum(block_batches, steps_left), mini_batch_step, carry)
 
-        no_metrics = zero_metrics(loss_fn, params, examples.columns, key, batch_size or FULL_BATCH_CHUNK)
+        no_metrics = zero_metrics(traced, params, examples.columns, key, batch_size or FULL_BATCH_CHUNK)
         start = (params, optimizer.init(params), no_metrics)
         carry = flip_narrow(start)
         if batch_size is None:

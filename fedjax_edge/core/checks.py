@@ -64,6 +64,18 @@ def columns(name: str, tree: PyTree) -> int:
     return length
 
 
+def alike(name: str, tree: PyTree, like: PyTree, dtypes: bool = True) -> None:
+    """Raises TypeError unless two pytrees have the same structure, shapes and, if asked for, dtypes."""
+
+    def kinds(one: PyTree) -> tuple:
+        leaves, structure = jax.tree.flatten(one)
+        return structure, [f"{jnp.result_type(leaf) if dtypes else ''}{list(jnp.shape(leaf))}" for leaf in leaves]
+
+    got, wanted = kinds(tree), kinds(like)
+    if got != wanted:
+        raise TypeError(f"{name} must be of the kind {wanted}, got {got}")
+
+
 def float_tree(name: str, tree: PyTree) -> None:
     """Raises TypeError unless every leaf of `tree` is an array of floats, naming the leaf that is not."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -21,9 +21,14 @@ class Count(NamedTuple):
     def of(cls, value: Any) -> "Count":
         """Splits a Python integer below 2^53, or an int32 array.
 
+        Raises:
+          TypeError: for numbers that are not integers.
+
         >>> Count.of(5_000_000_000).value()
         np.int64(5000000000)
         """
+        if not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+            raise TypeError(f"a count, such as that of a payload's bits, must be an integer, got {value!r}")
         digit = (1 << _DIGIT_BITS) - 1
         digits = (value >> (2 * _DIGIT_BITS), (value >> _DIGIT_BITS) & digit, value & digit)
         return cls(*(jnp.asarray(part, jnp.int32) for part in digits))

@@ -18,11 +18,13 @@ from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import (
     Accountant,
     Aggregator,
+    ClientOutput,
     ClientUpdate,
     Codec,
     Cohort,
     Downlink,
     FederatedAlgorithm,
+    Mean,
     Population,
     PrivacyError,
     PyTree,
@@ -62,8 +64,8 @@ def federated(
     """Assembles an algorithm from its parts.
 
     A client whose update as received, contribution or own new state holds a NaN or an infinity is rejected: it adds
-    nothing to any sum, weights and metrics included, its states stay as they were, and the record counts it. A metric
-    that is not finite is left out by itself.
+    nothing to any sum, weights and metrics included, its states stay as they were, and the record counts it. So is one
+    that the population does not have. A metric that is not finite is left out by itself.
 
     Args:
       client: what each device does.
@@ -78,18 +80,16 @@ def federated(
       PrivacyError: for one half of a privacy mechanism without the other.
     """
     server, uplink, downlink = as_server_update(server), as_transform(uplink), as_downlink(downlink)
-    for name, part, protocol in (("client", client, ClientUpdate), ("aggregator", aggregator, Aggregator)):
-        if not isinstance(part, protocol):
-            raise TypeError(f"{name} must be of type {protocol.__name__}, got {part!r}")
-
-    train = jax.jit(client.update, inline=True)
+    _check_parts(client, aggregator)
+    train = jax.jit(lambda *arguments: client.update(*arguments), inline=True)  # traced once, by this algorithm
 
     def init(params: PyTree, key: jax.Array, population: Population) -> RoundState:
         checks.float_tree("params", params)
         server_state, client_state = server.init(params), client.init(params)
         message, examples = server.broadcast(server_state), population.examples(jnp.int32(0))
-        update = optax.tree.zeros_like(jax.eval_shape(train, message, examples, client_state, key).update)
-        checks.float_tree("update", update)
+        output = jax.eval_shape(train, message, examples, client_state, key)
+        _check_output(output, client_state)
+        update = optax.tree.zeros_like(output.update)
         return RoundState(
             server=server_state,
             clients=replicate(client_state, population.num_states),
@@ -103,15 +103,15 @@ def federated(
 
     def one_client(shared: tuple, slot: tuple, active: jax.Array) -> tuple[PyTree, PyTree]:
         message, population, aggregator_state, round_key = shared
-        client_id, client_state, uplink_state, bits_down = slot
+        client_id, is_known, client_state, uplink_state, bits_down = slot
         examples = population.examples(client_id)
-        examples = examples._replace(size=jnp.where(active, examples.size, 0))
+        examples = examples._replace(size=jnp.where(active & is_known, examples.size, 0))
 
         output = train(unbundle(message), examples, client_state, derive(round_key, client_id, ClientStream.TRAINING))
         uplink_key = derive(round_key, client_id, ClientStream.UPLINK)
         received, memory, bits = uplink.apply(output.update, uplink_state, uplink_key)
         contribution = bundle(aggregator.contribution(received, output.weight, aggregator_state))
-        counts = is_finite((bundle(received), output.weight, contribution, output.state, memory))
+        counts = is_known & is_finite((bundle(received), output.weight, contribution, output.state, memory))
 
         record = RoundRecord(
             metrics={name: zero_unless(counts & is_finite(mean), mean) for name, mean in output.metrics.items()},
@@ -139,22 +139,23 @@ def federated(
 
         receive = jax.vmap(downlink.receive, (None, 0, None), axis_size=len(cohort.ids))
         bits_down, received = receive(_payload_bits(bits, message), received, downlink_state)
-        slots = (cohort.ids, client_states, uplink_states, bits_down)
-        cost = jnp.where(cohort.present, population.size(cohort.ids), 0)
+        known = (cohort.ids >= 0) & (cohort.ids < population.num_clients)
+        slots = (cohort.ids, known, client_states, uplink_states, bits_down)
+        cost = jnp.where(cohort.present & known, population.size(cohort.ids), 0)
 
         if aggregator.stacked:
             _check_stack_fits(one_client, shared, slots, plan)
         (total, record), (rows, counts, states) = map_clients(one_client, shared, slots, cohort.present, plan, cost)
 
         total = Stacked(unbundle(rows), counts) if aggregator.stacked else unbundle(total)
-        key = derive(state.key, RunStream.SERVER, state.round)
-        aggregate, aggregator_state = aggregator.finish(total, state.aggregator, key)
+        server_key = derive(state.key, RunStream.SERVER, state.round)
+        aggregate, aggregator_state = aggregator.finish(total, state.aggregator, server_key)
         clients, memories = scatter((state.clients, state.uplink), state_rows, states, counts)
         return RoundState(
             server=server.update(state.server, aggregate),
             clients=clients,
             uplink=memories,
-            received=scatter(state.received, state_rows, received, cohort.present),
+            received=scatter(state.received, state_rows, received, cohort.present & known),
             downlink=downlink_state,
             aggregator=aggregator_state,
             key=state.key,
@@ -163,6 +164,22 @@ def federated(
 
     accountant, traffic = _accountant(uplink, aggregator), partial(_traffic, client, server, uplink, downlink)
     return FederatedAlgorithm(init, round_, lambda state: server.params(state.server), accountant, traffic)
+
+
+def _check_parts(client: ClientUpdate, aggregator: Aggregator) -> None:
+    for name, part, protocol in (("client", client, ClientUpdate), ("aggregator", aggregator, Aggregator)):
+        if not isinstance(part, protocol):
+            raise TypeError(f"{name} must be of type {protocol.__name__}, got {part!r}")
+
+
+def _check_output(output: ClientOutput, client_state: PyTree) -> None:
+    """Raises TypeError unless a client's output, or its shapes, is what rounds can work with."""
+    if not isinstance(output, ClientOutput) or jnp.shape(output.weight) != ():
+        raise TypeError(f"a client's update must return a ClientOutput with a weight [], got {output!r}")
+    checks.float_tree("update", output.update)
+    checks.alike("a client's new state", output.state, client_state)
+    if not all(isinstance(mean, Mean) for mean in output.metrics.values()):
+        raise TypeError(f"a client's metrics must be Means by name, got {output.metrics!r}")
 
 
 def _accountant(uplink: UpdateTransform, aggregator: Aggregator) -> Accountant | None:

@@ -2,6 +2,7 @@
 
 import optax
 
+from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import PyTree, ServerUpdate
 
 
@@ -24,6 +25,7 @@ def as_server_update(server: ServerUpdate | optax.GradientTransformation) -> Ser
 
     def update(state: tuple[PyTree, optax.OptState], aggregate: PyTree) -> tuple[PyTree, optax.OptState]:
         params, optimizer_state = state
+        checks.alike("the aggregate", aggregate, params, dtypes=False)
         gradient = optax.tree.cast_like(optax.tree.scale(-1.0, aggregate), params)
         step, optimizer_state = server.update(gradient, optimizer_state, params)
         return optax.apply_updates(params, step), optimizer_state

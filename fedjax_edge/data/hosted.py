@@ -73,6 +73,7 @@ class HostedDataset:
         The capacity is doubled until they fit, up to `at_most` (what no cohort exceeds): few shapes, few compilations.
         """
         present = np.unique(np.asarray(cohort.ids)[np.asarray(cohort.present)])
+        present = present[(present >= 0) & (present < self.num_clients)]  # a round rejects the others
         ids = np.full(len(cohort.ids), _NOBODY, np.int32)
         ids[: len(present)] = present
         starts, sizes = self.offsets[present], self.offsets[present + 1] - self.offsets[present]
@@ -106,13 +107,27 @@ def on_host(dataset: FederatedDataset, state_dir: str | Path | None = None) -> H
       state_dir: a folder for the clients' states, as memory-mapped files; in memory by default. A checkpoint holds
         those of the clients that took part.
 
+    Raises:
+      TypeError: for a column of keys, which live on devices.
+
     >>> import fedjax_edge as fe
     >>> data = on_host(fe.data.from_client_arrays([{"x": np.arange(3.0)}, {"x": np.arange(9.0, 11.0)}]))
     >>> data.view(Cohort(np.array([1]), np.array([True]))).columns["x"].tolist()
     [9.0, 10.0]
     """
+    check_no_keys("columns", dataset.columns)
     return HostedDataset(
         columns=jax.tree.map(np.asanyarray, dataset.columns),
         offsets=np.asarray(dataset.offsets).astype(np.int64),
         state_dir=None if state_dir is None else Path(state_dir),
     )
+
+
+def check_no_keys(name: str, tree: PyTree) -> None:
+    """Raises TypeError, naming the leaf, for keys: NumPy has none."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+            raise TypeError(
+                f"{name}{jax.tree_util.keystr(path)} holds keys, which cannot stay on the host; keep their "
+                "jax.random.key_data, and wrap that again where it is used"
+            )

@@ -13,7 +13,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from fedjax_edge.core import checks
-from fedjax_edge.core.keys import RunStream, derive
+from fedjax_edge.core.cohort import draw
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import (
     Aggregator,
@@ -142,7 +142,7 @@ def audit_algorithm(
             number, sign = step
             insert = partial(_with_canaries, honest=honest, vectors=sign * vectors, weight=norm, unravel=unravel)
             algorithm = make(insert)
-            cohort = sampler.sample(derive(run_key, RunStream.COHORT, number), number)
+            cohort = draw(sampler, run_key, number)
             before = algorithm.params(state)
             state, _ = algorithm.round(state, cohort, everyone, plan or choose_plan(before, sampler.width))
             change = ravel_pytree(optax.tree.sub(algorithm.params(state), before))[0]

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_edge.core import checks
-from fedjax_edge.core.protocols import PyTree
+from fedjax_edge.core.protocols import Population, PyTree
+from fedjax_edge.data import HostedDataset
 from fedjax_edge.simulation.history import History
-from fedjax_edge.simulation.identity import describe_shapes, without_key
+from fedjax_edge.simulation.identity import describe_population, describe_shapes, without_key
 
 COMPARED_BYTES = 2**26  # at once
 SHOWN = 200  # characters of a difference
@@ -134,8 +135,13 @@ class Store(NamedTuple):
 
 
 @contextmanager
-def opened(where: Checkpoints | None, state: PyTree, describe: Callable[[], Mapping[str, Any]]) -> Iterator[Store]:
-    """Opens a folder of checkpoints for a run of this initial state that `describe` describes, as JSON has it."""
+def opened(
+    where: Checkpoints | None,
+    state: PyTree,
+    population: Population | HostedDataset,
+    describe: Callable[[], Mapping[str, Any]],
+) -> Iterator[Store]:
+    """Opens a folder of checkpoints for a run of this initial state; `describe` says what else it is, in JSON."""
     if where is None:
         yield Store(None, None, {}, {})
         return
@@ -146,7 +152,8 @@ def opened(where: Checkpoints | None, state: PyTree, describe: Callable[[], Mapp
         config = {f"config {name}": value for name, value in where.config.items()}
         on_host = {name: array for name, array in _to_arrays(state).items() if isinstance(array, np.ndarray)}
         first_rows = {name: np.array(array[0]) for name, array in on_host.items()}
-        yield Store(where, manager, {**describe(), **describe_shapes("state", state), **config}, first_rows)
+        data = describe_population(population)
+        yield Store(where, manager, {**describe(), **data, **describe_shapes("state", state), **config}, first_rows)
 
 
 def _check_same(stored: Mapping[str, Any], present: Mapping[str, Any], directory: Path) -> None:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from fedjax_edge.core import checks
+from fedjax_edge.core.cohort import check_sampler
 from fedjax_edge.core.memory import in_words
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PrivacyClaim, PyTree, Sampler, Traffic
@@ -81,6 +82,7 @@ def describe(
 
     Raises:
       TypeError: for an algorithm that does not count its traffic.
+      ValueError: for a sampler of another population.
       PrivacyError: if `delta` asks for a guarantee that cannot be given.
 
     >>> import optax
@@ -101,6 +103,7 @@ def describe(
     checks.integer("rounds", rounds)
     if algorithm.traffic is None:
         raise TypeError("describe needs an algorithm that counts its traffic, as those made by fe.federated do")
+    check_sampler(sampler, population.num_clients)
     params = as_params(params, jax.random.key(0))
     seen = population.view_of_nobody() if isinstance(population, HostedDataset) else population
     return Description(

@@ -10,12 +10,12 @@ import jax
 import numpy as np
 
 from fedjax_edge.core.bundle import Bundle, unbundle
+from fedjax_edge.core.cohort import draw
 from fedjax_edge.core.executor import on_all_devices
-from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.protocols import Cohort, PyTree, Sampler
 from fedjax_edge.core.round import RoundState
 from fedjax_edge.data import HostedDataset
-from fedjax_edge.data.hosted import CohortView
+from fedjax_edge.data.hosted import CohortView, check_no_keys
 from fedjax_edge.simulation.segment import (
     Advance,
     Pace,
@@ -46,14 +46,16 @@ def start_hosted(
     round: a run that is refused before leaves no file, and those of another as they are.
 
     Raises:
-      TypeError: for an algorithm that `core.round.federated` did not assemble.
+      TypeError: for an algorithm that `core.round.federated` did not assemble, or whose clients keep keys.
     """
     key, nobody, views = variant.key, population.view_of_nobody(), None
     params, nobody, columns, variant = on_all_devices((params, nobody, columns, variant), program.plan)
     state = initial_state(params, variant, nobody, program=program)
     if not isinstance(state, RoundState):
         raise TypeError(f"a population on the host needs an algorithm made by fe.federated, got a state {type(state)}")
-    kept = _for_all({part: getattr(state, part) for part in PER_CLIENT}, population)
+    kept = {part: getattr(state, part) for part in PER_CLIENT}
+    check_no_keys("the state of a client, ", kept)
+    kept = _for_all(kept, population)
     state = state._replace(**kept)
     unnamed = [Path(leaf.filename) for leaf in jax.tree.leaves(kept) if isinstance(leaf, np.memmap)]
 
@@ -102,7 +104,7 @@ def _kept(leaf: np.ndarray, name: str, population: HostedDataset) -> np.ndarray:
 
 @partial(jax.jit, static_argnames="sampler")
 def _cohort(key: jax.Array, number: jax.Array, *, sampler: Sampler) -> Cohort:
-    return sampler.sample(derive(key, RunStream.COHORT, number), number)
+    return draw(sampler, key, number)
 
 
 def cohort_views(

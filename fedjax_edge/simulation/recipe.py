@@ -1,6 +1,7 @@
 """A recipe makes an algorithm of hyperparameters, the floats among them traced: one compilation serves all values."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -39,12 +40,8 @@ class Recipe(NamedTuple):
         """
         if isinstance(self.make, FederatedAlgorithm):
             return Setup(self.make)
-        try:
+        with needed_as_numbers(traced):
             made = self.make(**dict(self.static), **traced)
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-            raise TypeError(
-                f"one of the hyperparameters {sorted(traced)} is needed as a number where it is traced: make it static"
-            ) from error
         return made if isinstance(made, Setup) else Setup(made)
 
     def concrete(self, hyperparameters: Mapping[str, Any], default: Setup, key: jax.Array) -> Setup:
@@ -56,6 +53,19 @@ class Recipe(NamedTuple):
         own = made if isinstance(made, Setup) else Setup(made)
         setup = Setup(*(mine if one is None else one for one, mine in zip(own, default, strict=True)))
         return setup._replace(params=as_params(setup.params, key))
+
+
+@contextmanager
+def needed_as_numbers(traced: Collection[str]) -> Iterator[None]:
+    """Within it, an error of JAX over a traced value that is needed as a number says which ones to make static."""
+    try:
+        yield
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+        if not traced:
+            raise
+        raise TypeError(
+            f"one of the hyperparameters {sorted(traced)} is needed as a number where it is traced: make it static"
+        ) from error
 
 
 def as_params(params: PyTree | Callable[[jax.Array], PyTree], key: jax.Array) -> PyTree:
@@ -84,6 +94,7 @@ def split_hyperparameters(
         return Recipe(make), {}
     if not callable(make):
         raise TypeError(f"algorithm must be a FederatedAlgorithm or a function that makes one, got {make!r}")
+    static = {static} if isinstance(static, str) else set(static)
     traced = {
         name: jnp.float32(value) for name, value in hyperparameters.items() if name not in static and _is_float(value)
     }

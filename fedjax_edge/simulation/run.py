@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fedjax_edge.core import checks
+from fedjax_edge.core.cohort import check_sampler
 from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.plan import Plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PrivacyClaim, PyTree, Sampler
@@ -18,7 +20,7 @@ from fedjax_edge.simulation.checkpoint import Checkpoints, opened
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.hosted import start_hosted
-from fedjax_edge.simulation.identity import describe_population, describe_run
+from fedjax_edge.simulation.identity import describe_run
 from fedjax_edge.simulation.interrupt import deferred_interrupt
 from fedjax_edge.simulation.recipe import MakeAlgorithm, Setup, split_hyperparameters
 from fedjax_edge.simulation.report import claim_of, epsilons_of, to_history
@@ -102,21 +104,16 @@ def run(
     default = Setup(None, params, sampler, evaluation)
     setup = recipe.concrete(hyperparameters, default, key)
     algorithm, params, sampler, evaluation = setup
-    if sampler.num_clients != population.num_clients:
-        raise ValueError(f"the sampler draws from {sampler.num_clients} clients; there are {population.num_clients}")
+    check_sampler(sampler, population.num_clients)
     claim = claim_of(algorithm, sampler, pace.rounds, delta)  # what cannot be claimed is refused before training
 
     program = Program.of(recipe, setup, default, plan or choose_plan(params, sampler.width))
     start = start_hosted if isinstance(population, HostedDataset) else start_resident
     histories, done, length = [], 0, 1
-
-    def about() -> dict[str, Any]:
-        of_run = describe_run(setup, key, hyperparameters, pace.eval_every, delta, claim, accounted_only)
-        return of_run | describe_population(population)
-
+    describe = partial(describe_run, setup, key, hyperparameters, pace.eval_every, delta, claim, accounted_only)
     with (
         start(params, population, evaluation.columns, Variant(key, traced), program, pace) as (state, advance),
-        opened(checkpoints, state, about) as store,
+        opened(checkpoints, state, population, describe) as store,
         deferred_interrupt() as interrupted,
     ):
         if (saved := store.latest(state)) is not None:

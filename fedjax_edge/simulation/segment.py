@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fedjax_edge.core.bundle import Bundle, bundle, unbundle
+from fedjax_edge.core.cohort import draw
 from fedjax_edge.core.executor import on_all_devices, on_each_device
-from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.plan import Plan
 from fedjax_edge.core.protocols import LossFn, Mean, Population, PyTree, RoundRecord, Sampler
 from fedjax_edge.simulation.evaluation import measure
-from fedjax_edge.simulation.recipe import Recipe, Setup
+from fedjax_edge.simulation.recipe import Recipe, Setup, needed_as_numbers
 
 LONGEST_SEGMENT = 512  # rounds whose reports one call can hold
 SECONDS_PER_SEGMENT = 0.5  # between two looks at the progress bar and at Ctrl-C
@@ -86,7 +86,7 @@ def run_rounds(
 
     @partial(jax.jit, inline=True)  # so that it is traced once
     def one_round(number: jax.Array, state: PyTree) -> tuple[PyTree, Bundle]:
-        cohort = program.sampler.sample(derive(variant.key, RunStream.COHORT, number), number)
+        cohort = draw(program.sampler, variant.key, number)
         state, record = algorithm.round(state, cohort, population, program.plan)
 
         def evaluate() -> dict[str, Mean]:
@@ -103,7 +103,8 @@ def run_rounds(
         state, report = one_round(number, state)
         return state, jax.tree.map(lambda rows, row: rows.at[number - schedule.start].set(row), reports, report)
 
-    report = jax.eval_shape(one_round, schedule.start, state)[1]
+    with needed_as_numbers(variant.hyperparameters):
+        report = jax.eval_shape(one_round, schedule.start, state)[1]
     reports = jax.tree.map(lambda leaf: jnp.zeros((LONGEST_SEGMENT, *leaf.shape), leaf.dtype), report)
     return jax.lax.fori_loop(schedule.start, schedule.stop, step, (state, reports))
 
@@ -121,7 +122,14 @@ def initial_state(params: PyTree, variant: Variant, population: Population, *, p
     """Returns the state before the first round, of arrays of its own, since they will be donated."""
     algorithm = program.recipe(variant.hyperparameters).algorithm
     init = on_each_device(algorithm.init, program.plan)
-    return jax.tree.map(jnp.copy, init(params, variant.key, population))
+    with needed_as_numbers(variant.hyperparameters):
+        state = init(params, variant.key, population)
+    return jax.tree.map(_copy, state)
+
+
+def _copy(leaf: jax.Array) -> jax.Array:
+    """Returns an array of its own, whose dtype is not weak: it would not be after a round, which would compile anew."""
+    return jnp.copy(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.array(leaf, leaf.dtype)
 
 
 @contextmanager

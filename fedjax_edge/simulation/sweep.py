@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.bundle import Bundle, unbundle
+from fedjax_edge.core.cohort import check_sampler
 from fedjax_edge.core.executor import map_clients, on_all_devices
 from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.plan import Plan, choose_plan
@@ -204,8 +205,7 @@ def _job(
     recipe, traced = split_hyperparameters(make, hyperparameters, static)
     key = jax.random.key(seed)
     setup = recipe.concrete(hyperparameters, default, key)
-    if setup.sampler.num_clients != num_clients:
-        raise ValueError(f"a sampler draws from {setup.sampler.num_clients} clients; there are {num_clients}")
+    check_sampler(setup.sampler, num_clients)
     claim = claim_of(setup.algorithm, setup.sampler, pace.rounds, delta)  # refused before training, if it is
     program = Program.of(recipe, setup, default, choose_plan(setup.params, setup.sampler.width, devices=1))
     return _Job(hyperparameters, seed, setup, program, Variant(key, traced), claim)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_edge.core import checks
+from fedjax_edge.core.cohort import check_sampler, draw
 from fedjax_edge.core.executor import on_all_devices
 from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.memory import available_bytes, copies_in_one_memory
@@ -65,6 +66,7 @@ def tune_plan(
     checks.integer("repeats", repeats)
     if isinstance(population, HostedDataset):
         raise TypeError("tune_plan needs its population on the devices, got one that stays on the host")
+    check_sampler(sampler, population.num_clients)
     params = as_params(params, jax.random.key(0))
     chosen = choose_plan(params, sampler.width, devices)
     per_device = -(-sampler.width // chosen.devices)
@@ -73,7 +75,7 @@ def tune_plan(
         checks.integer("width", width, at_most=per_device)
 
     key = jax.random.key(0)
-    cohort = sampler.sample(key, jnp.int32(0))
+    cohort = draw(sampler, key, jnp.int32(0))
     state = algorithm.init(params, key, population)
     arguments = on_all_devices((state, cohort, population), chosen)
     lowered = {width: _lower(algorithm, arguments, Plan(width, chosen.devices)) for width in widths}

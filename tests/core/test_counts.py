@@ -35,3 +35,9 @@ def test_counts_multiply_exactly(value, factor):
 def test_arrays_are_split_under_jit():
     values = jnp.array([0, 70_000, 2**31 - 1], jnp.int32)
     np.testing.assert_array_equal(jax.jit(Count.of)(values).value(), np.asarray(values, np.int64))
+
+
+@pytest.mark.parametrize("value", [1.5, jnp.float32(8), True])
+def test_what_is_no_integer_is_refused(value):
+    with pytest.raises(TypeError, match="a count, such as that of a payload's bits, must be an integer, got"):
+        Count.of(value)

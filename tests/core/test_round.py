@@ -227,6 +227,40 @@ def test_a_metric_that_is_not_finite_is_left_out_alone(population):
     assert record.metrics["loss"] == (7 + 1, 2)
 
 
+@pytest.mark.parametrize(
+    ("state", "changed", "message"),
+    [
+        (jnp.int32(0), {"state": jnp.float32(0)}, r"kind .*int32\[\].* got .*float32"),
+        (jnp.zeros(3), {"state": jnp.float32(0)}, r"kind .*float32\[3\].* got .*float32\[\]"),
+        ((), {"state": (1.0,)}, "a client's new state must be of the kind"),
+        ((), {"weight": jnp.ones(2)}, r"must return a ClientOutput with a weight \[\], got"),
+        ((), {"metrics": {"steps": jnp.float32(1)}}, "a client's metrics must be Means by name, got"),
+    ],
+)
+def test_what_a_client_returns_is_checked_before_the_first_round(population, state, changed, message):
+    client = sends(client_number, state)
+
+    def update(*arguments):
+        return client.update(*arguments)._replace(**changed)
+
+    algorithm = federated(client._replace(update=update), optax.sgd(1.0), summing())
+    with pytest.raises(TypeError, match=message):
+        algorithm.init(jnp.zeros(2), jax.random.key(0), population)
+
+
+def test_a_client_must_return_a_client_output(population):
+    algorithm = federated(ClientUpdate(lambda params: (), lambda *_: jnp.zeros(2)), optax.sgd(1.0), summing())
+    with pytest.raises(TypeError, match="must return a ClientOutput with a weight"):
+        algorithm.init(jnp.zeros(2), jax.random.key(0), population)
+
+
+def test_an_aggregate_of_another_shape_than_the_parameters_is_refused(population):
+    total = summing()._replace(finish=lambda total, state, key: (total.sum(), state))
+    algorithm = federated(sends(client_number), optax.sgd(1.0), total)
+    with pytest.raises(TypeError, match=r"the aggregate must be of the kind .*\[2\].*, got .*\[\]"):
+        one_round(algorithm, population, cohort_of(0))
+
+
 def test_parts_of_the_wrong_kind_are_refused():
     with pytest.raises(TypeError, match="client must be of type ClientUpdate, got"):
         federated(optax.sgd(0.1), optax.sgd(1.0), summing())

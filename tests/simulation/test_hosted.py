@@ -2,6 +2,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fedjax_edge as fe
@@ -146,3 +147,20 @@ def test_a_client_drawn_twice_is_there_once():
     data = fe.data.on_host(fe.data.from_client_arrays([{"x": np.ones(n)} for n in (2, 3, 9)]))
     view = data.view(fe.core.Cohort(np.array([2, 1, 2]), np.ones(3, bool)), at_most=data.largest_cohort(3))
     assert view.ids.tolist() == [1, 2, np.iinfo(np.int32).max] and view.offsets.tolist() == [0, 3, 12, 12]
+
+
+def test_keys_cannot_stay_on_the_host(linear):
+    columns = linear.population.columns
+    keys = jax.random.split(jax.random.key(0), len(columns["y"]))
+    keyed = fe.FederatedDataset(columns={**columns, "key": keys}, offsets=linear.population.offsets)
+    with pytest.raises(TypeError, match=r"columns\['key'\] holds keys, which cannot stay on the host"):
+        fe.data.on_host(keyed)
+
+    def update(params, examples, state, key):
+        return fe.core.ClientOutput(params, jnp.float32(1), state, {})
+
+    client = fe.core.ClientUpdate(lambda params: {"own": jax.random.key(0)}, update)
+    algorithm = fe.federated(client, optax.sgd(1.0), fe.aggregation.weighted_mean())
+    with pytest.raises(TypeError, match=r"the state of a client, \['clients'\]\['own'\] holds keys"):
+        run(linear, algorithm, fe.data.on_host(linear.population))
+    assert run(linear, algorithm, linear.population).history.rounds == 6

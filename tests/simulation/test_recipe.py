@@ -63,6 +63,27 @@ def test_floats_are_traced_and_the_rest_is_static():
     assert recipe == Recipe(dict, (("b", 2), ("c", "x"), ("d", None), ("g", True), ("h", 0.1)))
 
 
+@pytest.mark.parametrize("sweeps", [False, True])
+def test_a_number_that_is_needed_while_rounds_are_traced_is_named_too(linear, run, sweeps):
+    def make(fraction):
+        return linear.fedavg(uplink=fe.compression.error_feedback(fe.compression.top_k(fraction)))
+
+    with pytest.raises(TypeError, match=r"one of the hyperparameters \['fraction'\] is needed as a number .* static"):
+        if sweeps:
+            fe.sweep(
+                make, {"fraction": [0.25, 0.5]}, linear.params, linear.population, sampler=linear.sampler, rounds=1,
+                progress=False,
+            )  # fmt: skip
+        else:
+            run(make, hyperparameters={"fraction": 0.25})
+    assert run(make, hyperparameters={"fraction": 0.25}, static=["fraction"]).history.rounds == 5
+
+
+def test_static_may_be_one_name():
+    recipe, traced = split_hyperparameters(dict, {"a": 0.5, "ab": 0.5}, "ab")
+    assert set(traced) == {"a"} and recipe == Recipe(dict, (("ab", 0.5),))
+
+
 def test_what_cannot_be_is_refused(linear, run):
     with pytest.raises(ValueError, match=r"hyperparameters \['learning_rate'\] need a function"):
         run(linear.fedavg(), hyperparameters={"learning_rate": 0.1})

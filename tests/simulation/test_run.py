@@ -250,6 +250,71 @@ def test_bad_arguments(bad, message):
         run(**bad)
 
 
+def test_a_sampler_must_be_of_the_population_wherever_it_is_given():
+    false = fe.data.uniform(10, 2)._replace(sampling=fe.data.uniform(600, 2).sampling)
+    for call in (
+        lambda: run(PRIVATE, sampler=false, delta=1e-2),
+        lambda: fe.describe(PRIVATE, PARAMS, POPULATION, sampler=false, rounds=3, delta=1e-2),
+    ):
+        with pytest.raises(PrivacyError, match="draws at most 2 of 10 clients, and describes itself as"):
+            call()
+    for call in (
+        lambda: fe.describe(FEDAVG, PARAMS, POPULATION, sampler=fe.data.everyone(9), rounds=3),
+        lambda: fe.tune_plan(FEDAVG, PARAMS, POPULATION, fe.data.everyone(9)),
+    ):
+        with pytest.raises(ValueError, match="the sampler draws from 9 clients; there are 10"):
+            call()
+
+
+@pytest.mark.parametrize("hosted", [False, True])
+def test_clients_that_there_are_not_are_rejected(hosted):
+    population = fe.data.on_host(POPULATION) if hosted else POPULATION
+
+    def with_ids(*ids):
+        cohort = fe.core.Cohort(jnp.array(ids, jnp.int32), jnp.ones(len(ids), bool))
+        sampler = fe.core.Sampler(lambda key, number: cohort, len(ids), 10, len(ids))
+        algorithm = fe.algorithms.scaffold(
+            squared_error, 0.05, num_clients=10, batch_size=4, epochs=2,
+            downlink=fe.compression.delta_broadcast(fe.compression.stochastic_uniform(4)),
+        )  # fmt: skip
+        options = dict(sampler=sampler, rounds=2, key=jax.random.key(0), progress=False, plan=TWO_DEVICES)
+        return fe.run(algorithm, PARAMS, population, **options)
+
+    expected, result = with_ids(4, 5), with_ids(4, 10, 5, -1)
+    chex.assert_trees_all_close(result.params, expected.params, rtol=1e-6)
+    chex.assert_trees_all_close(*(jax.device_get(one.state.clients) for one in (result, expected)), rtol=1e-6)
+    chex.assert_trees_all_equal(*(jax.device_get(one.state.received) for one in (result, expected)))
+    assert result.history["clients"].tolist() == [4, 4] and result.history["rejected"].tolist() == [2, 2]
+
+
+def test_weak_types_are_compiled_for_once(compilations):
+    weak = {"w": jnp.full(3, 0.0), "b": 0.0}
+    algorithm = fe.algorithms.fedavg(squared_error, optax.sgd(0.05), batch_size=4, epochs=1)
+    with compilations("run_segment") as messages:
+        fe.run(
+            algorithm, weak, POPULATION, sampler=fe.data.everyone(10), rounds=9, key=jax.random.key(0), progress=False,
+            plan=TWO_DEVICES,
+        )  # fmt: skip
+    assert len(messages) == 1
+
+
+RATE_OF_LOSS = 1.0
+
+
+def global_loss(params, batch, key):
+    return RATE_OF_LOSS * squared_error(params, batch, key)[0]
+
+
+def test_an_algorithm_made_anew_sees_globals_anew(monkeypatch):
+    def trained():
+        client = fe.clients.local_sgd(global_loss, optax.sgd(0.01), batch_size=4, epochs=1)
+        return run(fe.federated(client, optax.sgd(1.0), fe.aggregation.weighted_mean()), rounds=1).params["b"]
+
+    first = trained()
+    monkeypatch.setattr(sys.modules[__name__], "RATE_OF_LOSS", 5.0)
+    assert trained() != first
+
+
 def test_a_diverged_client_is_counted_in_the_history():
     spoilt = jax.tree.map(np.copy, POPULATION.columns)
     spoilt["y"][1] = np.nan  # an example of client 1

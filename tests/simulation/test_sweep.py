@@ -357,7 +357,7 @@ def test_ctrl_c_keeps_the_finished_trials(linear, sweep, tmp_path, monkeypatch):
         (dict(grid={"seconds": [0.1]}), "must not be named as one of the table's columns .*, got 'seconds'"),
         (dict(grid={"learning_rate": [0.1, 0.1]}), "a configuration comes twice"),
         (dict(rounds=0), "rounds must be"),
-        (dict(sampler=fe.data.everyone(3)), "a sampler draws from 3 clients; there are 10"),
+        (dict(sampler=fe.data.everyone(3)), "the sampler draws from 3 clients; there are 10"),
     ],
 )
 def test_bad_arguments(linear, sweep, bad, message):
