@@ -129,8 +129,8 @@ def _evaluated(history: History) -> np.ndarray:
 
 
 def _to_column(cells: list) -> np.ndarray:
-    has_tuples = any(isinstance(cell, tuple) for cell in cells)
-    return np.fromiter(cells, object, len(cells)) if has_tuples else np.array(cells)
+    as_they_are = any(isinstance(cell, tuple) for cell in cells) or len({isinstance(cell, str) for cell in cells}) > 1
+    return np.fromiter(cells, object, len(cells)) if as_they_are else np.array(cells)
 
 
 def _plain(value: Any) -> Any:

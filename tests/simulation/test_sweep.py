@@ -174,7 +174,12 @@ def test_functions_and_components_are_words_in_the_table(linear, sweep):
     assert table["model"].tolist() == ["mnist_2nn"]
 
 
-@pytest.mark.parametrize("layers", [[(200,), (200, 200)], [(3, 4), (5, 6)]])
+def test_words_and_numbers_of_one_hyperparameter_stay_what_they_are(linear, sweep):
+    result = sweep(lambda bits: linear.fedavg(), {"bits": ["none", 4]}, rounds=1)
+    assert result.table()["bits"].tolist() == ["none", 4]
+
+
+@pytest.mark.parametrize("layers", [[(200,), (200, 200)], [(3, 4), (5, 6)], ["none", (4,)]])
 def test_a_hyperparameter_may_be_a_tuple(linear, sweep, tmp_path, layers):
     result = sweep(lambda layers: linear.fedavg(len(layers) / 100), {"layers": layers}, rounds=1)
     assert result.table()["layers"].tolist() == layers
