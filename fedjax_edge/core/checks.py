@@ -50,6 +50,15 @@ def integer(name: str, value: Any, at_least: int = 1, at_most: int | None = None
         raise ValueError(f"{name} must be {valid}, got {value!r}")
 
 
+def is_hashable(value: Any) -> bool:
+    """Returns whether a value can be hashed, as what is compiled for must be."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
 def columns(name: str, tree: PyTree) -> int:
     """Returns the common length of all columns, leaves [examples, ...]; raises ValueError for others, or for none."""
     lengths = {

@@ -70,7 +70,7 @@ def from_linen(
         collections = jax.eval_shape(lambda: _variables_of(*call, jax.random.key(0)))  # a key made here starts JAX
     _check_only_params(type(module).__name__, sorted(set(collections) - {"params"}))
     _check_params(type(module).__name__, collections.get("params"))
-    initialized = _compiled_variables_of if _is_hashable(call) else _variables_of
+    initialized = _compiled_variables_of if checks.is_hashable(call) else _variables_of
     return Model(lambda key: initialized(*call, key)["params"], apply)
 
 
@@ -83,14 +83,6 @@ def _variables_of(
 
 
 _compiled_variables_of = jax.jit(_variables_of, static_argnums=range(4))  # in one piece, and once for equal modules
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:

@@ -34,7 +34,10 @@ def evaluation(loss_fn: LossFn, columns: PyTree, *, batch_size: int = 250) -> Ev
 
     Raises:
       ValueError: for a batch size below one, columns of unequal length, or no examples.
+      TypeError: for a loss that cannot be called and hashed.
     """
+    if not callable(loss_fn) or not checks.is_hashable(loss_fn):
+        raise TypeError(f"loss_fn must be a function, or an object that can be called and hashed, got {loss_fn!r}")
     checks.columns("columns", columns)
     checks.integer("batch_size", batch_size)
     return Evaluation(loss_fn, columns, batch_size)

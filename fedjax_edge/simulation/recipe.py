@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_edge.core import checks
 from fedjax_edge.core.keys import RunStream, derive
 from fedjax_edge.core.protocols import FederatedAlgorithm, PyTree, Sampler
 from fedjax_edge.simulation.evaluation import Evaluation
@@ -106,10 +107,8 @@ def split_hyperparameters(
 
 def check_hashable(name: str, value: Any) -> None:
     """Raises TypeError unless a hyperparameter's value can be hashed."""
-    try:
-        hash(value)
-    except TypeError as error:
-        raise TypeError(f"hyperparameter {name} must be a float or hashable, got {value!r}") from error
+    if not checks.is_hashable(value):
+        raise TypeError(f"hyperparameter {name} must be a float or hashable, got {value!r}")
 
 
 def _is_float(value: Any) -> bool:

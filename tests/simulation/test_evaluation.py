@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,3 +37,14 @@ def test_bad_columns():
 def test_a_bad_batch_size():
     with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
         evaluation(loss, {"y": np.ones(3)}, batch_size=0)
+
+
+def test_a_loss_that_nothing_can_be_compiled_for():
+    @dataclass
+    class Unhashable:
+        def __call__(self, params, batch, key):
+            return batch["x"]
+
+    for bad in (Unhashable(), None, 3.0):
+        with pytest.raises(TypeError, match="loss_fn must be a function, or an object that can be called and hashed"):
+            evaluation(bad, {"x": np.zeros(3)})
