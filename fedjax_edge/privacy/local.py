@@ -154,7 +154,7 @@ def _mechanism(
         return jax.tree.map(lambda leaf: leaf / jnp.asarray(denominator, leaf.dtype), total), state
 
     aggregator = Aggregator(lambda update: (), contribution, finish, accountant_of_uplink=accountant)
-    return Mechanism(UpdateTransform(lambda update: (), apply, accountant), aggregator)
+    return Mechanism(UpdateTransform(lambda update: (), apply, accountant, is_local=True), aggregator)
 
 
 def _accountant(
