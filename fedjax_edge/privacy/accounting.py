@@ -82,7 +82,7 @@ def gaussian_accountant(noise_multiplier: float | jax.Array) -> Accountant:
 
     def accountant(sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
         check_question(noise_multiplier, rounds, delta)
-        return _claim(float(noise_multiplier), sampling, int(rounds), float(delta))
+        return _claim(float(noise_multiplier), _in_python_numbers(sampling), int(rounds), float(delta))
 
     return accountant
 
@@ -180,6 +180,13 @@ def calibrate_noise_multiplier(
     return high
 
 
+def _in_python_numbers(sampling: Sampling) -> Sampling:
+    """The same without NumPy's numbers, whose arithmetic wraps around and which JSON cannot hold."""
+    if not isinstance(sampling, tuple):
+        return sampling
+    return type(sampling)(*(value.item() if hasattr(value, "item") else value for value in sampling))
+
+
 @functools.lru_cache(maxsize=4096, typed=True)
 def _claim(noise_multiplier: float, sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
     match sampling:
@@ -249,7 +256,7 @@ def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
 
 
 def most_participations(sampling: Sampling, rounds: int) -> int:
-    """Returns in how many of the first `rounds` rounds any client takes part, at most.
+    """Returns in how many of the first `rounds` rounds any client takes part, at most: a Python int, whatever is given.
 
     Raises:
       PrivacyError: for a sampler that does not say, or for so many rounds that the 32-bit count of clients of a cyclic
@@ -258,13 +265,14 @@ def most_participations(sampling: Sampling, rounds: int) -> int:
     match sampling:
         case CyclicSampling(clients, cohort_size):
             checks.integer("sampling.cohort_size", cohort_size, at_least=1, at_most=clients)
-            if rounds * cohort_size >= 2**32:
+            slots = int(rounds) * int(cohort_size)
+            if slots >= 2**32:
                 raise PrivacyError(
                     f"a cyclic sampler counts to 2^32 clients, which {rounds} rounds of {cohort_size} exceed"
                 )
-            return -(-rounds * cohort_size // clients)
+            return -(-slots // int(clients))
         case PoissonSampling() | FixedSampling() | FullParticipation():
-            return rounds
+            return int(rounds)
     raise PrivacyError(
         f"nothing can be claimed for sampling={sampling!r}: this sampler does not say in how many rounds a client "
         "takes part (PoissonSampling, FixedSampling, FullParticipation or CyclicSampling)"

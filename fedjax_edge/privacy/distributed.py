@@ -266,7 +266,7 @@ def _accountant(
         left = delta * (1 - _DELTA_FOR_SAMPLING)
         costs = [most * divergence(order) for order in _ORDERS]
         epsilon = float(compute_epsilon(_ORDERS, costs, left)[0]) if most else 0.0
-        drawn = rounds * sampling.num_clients * grid.size
+        drawn = int(rounds) * int(sampling.num_clients) * grid.size
         price = drawn * total_variation * (1 + math.exp(min(epsilon, 700.0)))
         if not math.isfinite(epsilon) or price > delta - left:
             raise PrivacyError(

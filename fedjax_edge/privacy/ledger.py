@@ -83,14 +83,17 @@ class Ledger(NamedTuple):
         )
 
     def write(self, path: str | Path) -> None:
-        """Writes the ledger as JSON: whole under another name, which then replaces what was there."""
+        """Writes the ledger as JSON: whole under another name, which then replaces what was there, or is removed."""
         path = Path(path)
         partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w") as file:
-            json.dump([{"name": name, **_to_json(claim)} for name, claim in self.entries], file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("w") as file:
+                json.dump([{"name": name, **_to_json(claim)} for name, claim in self.entries], file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def read_ledger(path: str | Path) -> Ledger:

@@ -15,7 +15,15 @@ from fedjax_edge.core.protocols import (
     PoissonSampling,
     PrivacyError,
 )
-from fedjax_edge.privacy import accounting, calibrate_noise_multiplier, gaussian_accountant
+from fedjax_edge.privacy import (
+    accounting,
+    calibrate_noise_multiplier,
+    dp_sgd,
+    gaussian_accountant,
+    local_gaussian,
+    skellam,
+)
+from fedjax_edge.privacy.accounting import most_participations
 
 # The example of the design page: 150 of 300 clients, 40 rounds.
 POISSON, FIXED, FULL = PoissonSampling(300, 0.5, 1e-12), FixedSampling(300, 150), FullParticipation(300)
@@ -257,3 +265,23 @@ def test_clients_in_turn_pay_for_their_own_rounds_only():
     assert epsilon(cyclic, rounds=9, delta=1e-5) == epsilon(cyclic, rounds=12, delta=1e-5)  # the first three times
     assert epsilon(CyclicSampling(100, 30), rounds=7) == pytest.approx(epsilon(FULL, rounds=3))
     assert "zero out one client" in gaussian_accountant(MULTIPLIER)(cyclic, 3, 1e-5).relation
+
+
+def test_numbers_of_numpy_do_not_wrap_around():
+    rounds, clients, cohort_size = 15_000, 300_000, 150_000  # 2.25e9 places
+    narrow = CyclicSampling(np.int32(clients), np.int32(cohort_size))
+    assert most_participations(narrow, np.int32(rounds)) == 7500
+    mechanisms = (
+        local_gaussian(1.0, 100.0, cohort_size),
+        dp_sgd(1.0, 100.0, batch_size=8, epochs=2),
+        skellam(jnp.zeros(8), 1.0, 100.0, 50, bits=16),
+    )
+    for accountant in (gaussian_accountant(100.0), *(mechanism.accountant for mechanism in mechanisms)):
+        claim = accountant(narrow, np.int32(rounds), 1e-5)
+        assert claim == accountant(CyclicSampling(clients, cohort_size), rounds, 1e-5)
+    with pytest.raises(PrivacyError, match="counts to 2\\^32 clients"):
+        most_participations(CyclicSampling(np.int32(clients), np.int32(cohort_size)), np.int32(30_000))
+    for sampling in (FullParticipation(np.int16(100)), PoissonSampling(np.int16(100), 0.5, 0.0)):
+        assert type(most_participations(sampling, np.int16(100))) is int
+    local = local_gaussian(1.0, 1000.0, 100).accountant
+    assert local(FullParticipation(np.int16(100)), np.int16(300), 1e-5) == local(FullParticipation(100), 300, 1e-5)
