@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_edge.compression.norms import nan_unless_finite
 from fedjax_edge.compression.packing import Packed, pack, unpack
 from fedjax_edge.core import checks
+from fedjax_edge.core.division import ratio
 from fedjax_edge.core.protocols import Codec, PyTree
 
 
@@ -68,7 +69,7 @@ def stochastic_uniform(bits: int) -> Codec:
         values = leaf.astype(jnp.float32).ravel()
         low, high = (values.min(), values.max()) if leaf.size else (jnp.float32(0), jnp.float32(0))
         step = nan_unless_finite((high - low) / top, values)  # XLA on CPU loses a NaN in the minima of many rows
-        level = (values - low) / jnp.where(step > 0, step, 1)
+        level = ratio(values - low, step)
         below = jnp.floor(level)
         rounds_up = draws < level - below  # exact, where level + uniform would round
         codes = jnp.clip(below + rounds_up.astype(jnp.float32), 0, top)
