@@ -190,7 +190,7 @@ def _mechanism(
     divergence: Callable[[int], float],
     words: str,
 ) -> Mechanism:
-    checks.positive("clip_norm", clip_norm)
+    checks.positive_float32("clip_norm", clip_norm)
     checks.integer("seed", seed, at_least=0, at_most=2**32 - 1)
     shape = _shape_of(params)
 

@@ -106,7 +106,7 @@ def local_laplace(
       >>> print(round(mechanism.accountant(FullParticipation(100), rounds=3, delta=1e-9).epsilon, 3))
       1.5
     """
-    checks.positive("clip_norm", clip_norm)
+    checks.positive_float32("clip_norm", clip_norm)
     checks.non_negative("noise_multiplier", noise_multiplier)
 
     def clipped(update: PyTree) -> PyTree:
