@@ -114,7 +114,7 @@ def read_ledger(path: str | Path) -> Ledger:
 
 
 def _spent(claim: PrivacyClaim) -> float:
-    return claim.release.times / claim.release.noise_multiplier**2
+    return claim.release.times / claim.release.noise_multiplier / claim.release.noise_multiplier
 
 
 def _to_json(claim: PrivacyClaim) -> dict[str, Any]:

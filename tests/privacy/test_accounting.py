@@ -285,3 +285,29 @@ def test_numbers_of_numpy_do_not_wrap_around():
         assert type(most_participations(sampling, np.int16(100))) is int
     local = local_gaussian(1.0, 1000.0, 100).accountant
     assert local(FullParticipation(np.int16(100)), np.int16(300), 1e-5) == local(FullParticipation(100), 300, 1e-5)
+
+
+EXTREMES = [1e-310, 1e-200, 1e-160, 1e-18, 1e-8, 1e-5, 1e-4, 2.0**-11, 2.0**20, 1e9, 1e155, 1e300, 1.7e308]
+SAMPLINGS = {
+    "Poisson": PoissonSampling(300, 0.5, 0.0),
+    "fixed": FixedSampling(300, 150),
+    "everyone drawn": FixedSampling(300, 300),
+    "full": FULL,
+    "cyclic": CyclicSampling(100, 25),
+}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_extreme_noise_gets_a_true_bound_or_none(sampling):
+    best = epsilon(sampling, multiplier=2.0**20)
+    for multiplier in EXTREMES:
+        if multiplier >= 2.0**20:
+            assert 0 <= epsilon(sampling, multiplier=multiplier) <= best < 0.01
+        elif multiplier < (2.0**-11 if isinstance(sampling, PoissonSampling) else 1e-6):
+            with pytest.raises(PrivacyError, match="nothing can be claimed for what is no more private than"):
+                epsilon(sampling, multiplier=multiplier)
+        else:
+            assert epsilon(sampling, multiplier=multiplier) > 1e5
+    for mechanism in (local_gaussian(1.0, 1e-200, 10), dp_sgd(1.0, 1e-200, batch_size=8, epochs=1)):
+        with pytest.raises(PrivacyError, match="nothing can be claimed"):
+            mechanism.accountant(sampling, ROUNDS, DELTA)

@@ -112,6 +112,11 @@ def test_a_run_that_went_on_takes_its_own_place():
             ledger.record("run", other)
 
 
+def test_a_run_of_extreme_noise_takes_its_own_place():
+    ledger = Ledger().record("run", poisson(1e300, 20)).record("run", poisson(1e300, 30))
+    assert [claim.rounds for _, claim in ledger.entries] == [30] and ledger.claim(DELTA).epsilon < 1e-3
+
+
 def test_a_run_with_other_epochs_or_turns_is_another_run():
     few, many = (dp_sgd(1.0, 10.0, batch_size=8, epochs=epochs).accountant(FULL, 2, DELTA) for epochs in (1, 3))
     turns = poisson(1.0, 8, CyclicSampling(100, 50)), poisson(1.0, 9, CyclicSampling(100, 10))
