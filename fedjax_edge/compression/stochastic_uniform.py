@@ -41,6 +41,8 @@ def stochastic_uniform(bits: int) -> Codec:
     empty                       empty
     NaN or infinite anywhere    not finite, so that the round can reject it; likewise a
                                 range that overflows float32
+    a step below 1.2e-38        its minimum everywhere, where a CPU flushes such steps to
+                                zero: at 8 bits a range below 3e-36
     narrower than float32       rounded to that dtype, by up to half a step of it, the
                                 same each time: unbiased but for that
     ==========================  ==========================================================

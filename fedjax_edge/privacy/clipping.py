@@ -34,6 +34,10 @@ def clip_by_norm(update: PyTree, clip_norm: PyTree) -> PyTree:
     | sum of squares overflows float32 (norm 1e19)  | zeros                                     |
     | holds a NaN or an infinity                    | zeros                                     |
 
+    Every square counts as 2^-126 more, since a CPU may flush smaller ones: an update of n numbers is taken to be up to
+    `1.1e-19 sqrt(n + 1)` longer than it is, and where `clip_norm` is as small the first row does not hold: it is
+    clipped shorter than need be, never less.
+
     A tree of norms clips by layer: each number is the bound of the part of the update at its place, a leaf or a
     subtree, and the table holds for each part by itself. The whole then has norm `total_norm(clip_norm)` at most.
 

@@ -242,3 +242,10 @@ def test_norms_that_float32_does_not_hold_are_refused(clip_norm):
         with pytest.raises(ValueError, match=r"clip_norm.* must be a finite number above 0, of at most 3.4e38"):
             gaussian_mean(norms, 1.0, 10)
     clip({"a": 2e38, "b": 2e38})  # of total 2.8e38
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_tiny_bounds_clip_shorter_and_never_longer(count):
+    update, floor = jnp.zeros(count).at[0].set(1e-20), 1.1e-19 * (count + 1) ** 0.5
+    assert exact_norm(jitted(update, 2 * floor)) == exact_norm(update)
+    assert 0 < exact_norm(jitted(update, floor / 10)) < min(exact_norm(update), floor / 10)
