@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from fedjax_edge.core import checks
+from fedjax_edge.core.division import ratio
 from fedjax_edge.core.losses import example_losses
 from fedjax_edge.core.protocols import LossFn, PyTree
 
@@ -111,7 +112,7 @@ def gradient_inversion(
 def cosine_distance(gradient: PyTree, observed: PyTree) -> jax.Array:
     """One minus the cosine of the angle between two gradients, in [0, 2]; 1 if one is zero (Geiping et al. 2020).
 
-    It ignores the gradients' lengths, and so the learning rate and the clip behind an update.
+    It ignores the gradients' lengths, whatever float32 holds, and so the learning rate and the clip behind an update.
 
     Args:
       gradient, observed: pytrees of floats of equal structure and shapes.
@@ -122,7 +123,7 @@ def cosine_distance(gradient: PyTree, observed: PyTree) -> jax.Array:
     >>> print(cosine_distance(jnp.array([3.0, 0.0]), jnp.array([4.0, 4.0])).round(4))
     0.2929
     """
-    gradient, observed = optax.tree.cast((gradient, observed), jnp.float32)
+    gradient, observed = _in_units_of_the_largest(gradient), _in_units_of_the_largest(observed)
     return 1 - _dot(gradient, observed) / (_length(gradient) * _length(observed))
 
 
@@ -199,10 +200,9 @@ def dense_input(kernel_gradient: jax.Array, bias_gradient: jax.Array) -> jax.Arr
     >>> print(dense_input(jnp.array([[3.0, -1.0], [6.0, -2.0]]), jnp.array([3.0, -1.0])).round(3))
     [1. 2.]
     """
-    is_known = jnp.any(bias_gradient != 0)
-    largest = jnp.where(is_known, jnp.max(jnp.abs(bias_gradient), initial=0), 1)
-    scaled = bias_gradient / largest  # whose square does not underflow
-    return jnp.where(is_known, kernel_gradient @ scaled / (largest * jnp.where(is_known, scaled @ scaled, 1)), 0)
+    largest = jnp.max(jnp.abs(bias_gradient), initial=0)
+    scaled = ratio(bias_gradient, largest)  # whose square neither under- nor overflows
+    return ratio(ratio(kernel_gradient, largest) @ scaled, scaled @ scaled)
 
 
 def psnr(recovered: jax.Array, original: jax.Array, peak: float | jax.Array = 1.0) -> jax.Array:
@@ -228,6 +228,13 @@ def psnr(recovered: jax.Array, original: jax.Array, peak: float | jax.Array = 1.
     recovered, original = (jnp.asarray(one, jnp.float32) for one in (recovered, original))
     squared = jnp.square(recovered - original).reshape(len(original), -1)
     return 10 * jnp.log10(jnp.square(jnp.asarray(peak, squared.dtype)) / squared.mean(1))
+
+
+def _in_units_of_the_largest(tree: PyTree) -> PyTree:
+    """The tree, float32, over its largest magnitude, which counts as a constant: a cosine does not depend on it."""
+    tree = optax.tree.cast(tree, jnp.float32)
+    largest = jnp.stack([jnp.float32(0), *(jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(tree))]).max()
+    return jax.tree.map(lambda leaf: ratio(leaf, jax.lax.stop_gradient(largest)), tree)
 
 
 def _dot(first: PyTree, second: PyTree) -> jax.Array:

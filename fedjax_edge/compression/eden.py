@@ -9,10 +9,11 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from fedjax_edge.compression.leafwise import leafwise
-from fedjax_edge.compression.norms import l2_norm, nonzero
+from fedjax_edge.compression.norms import l2_norm
 from fedjax_edge.compression.packing import Packed, pack, unpack
 from fedjax_edge.compression.rotated import rotated
 from fedjax_edge.core import checks
+from fedjax_edge.core.division import ratio
 from fedjax_edge.core.protocols import Codec
 
 _CELLS, _RANGE = 4096, 5.0  # a table that finds a number's level: cells so narrow that each holds one bound at most
@@ -92,12 +93,12 @@ def eden(bits: int) -> Codec:
 
     def encode_leaf(values: jax.Array, draws: None) -> Rounded:
         length = l2_norm(values)
-        unit = values / nonzero(length) * values.size**0.5
+        unit = ratio(values, length) * values.size**0.5
         cell = jnp.clip((unit + _RANGE) * (_CELLS / (2 * _RANGE)), 0, _CELLS - 1).astype(jnp.int32)
         codes = jnp.asarray(below)[cell]
         codes += (unit >= jnp.asarray(bounds)[codes]).astype(jnp.int32)
         overlap = jnp.mean(unit * jnp.asarray(levels)[codes])
-        return Rounded(pack(codes.astype(jnp.uint32), bits), length * values.size**-0.5 / nonzero(overlap))
+        return Rounded(pack(codes.astype(jnp.uint32), bits), ratio(length * values.size**-0.5, overlap))
 
     def decode_leaf(content: Rounded, size: int) -> jax.Array:
         return content.scale * jnp.asarray(levels)[unpack(content.codes)]

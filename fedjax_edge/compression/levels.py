@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_edge.compression.leafwise import leafwise
-from fedjax_edge.compression.norms import nonzero
 from fedjax_edge.compression.packing import Packed, pack, unpack
+from fedjax_edge.core.division import ratio
 from fedjax_edge.core.protocols import Codec
 
 
@@ -28,7 +28,7 @@ def stochastic_levels(levels: int, scale_of: Callable[[jax.Array], jax.Array]) -
 
     def encode_leaf(values: jax.Array, draws: jax.Array) -> Levels:
         scale = scale_of(values)
-        level = jnp.abs(values) / nonzero(scale) * levels
+        level = ratio(jnp.abs(values), scale) * levels
         below = jnp.floor(level)
         rounds_up = draws < level - below  # exact, where level + uniform would round
         level = jnp.clip(below + rounds_up.astype(jnp.float32), 0, levels)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from fedjax_edge.core.division import ratio
+
 
 def largest(values: jax.Array) -> jax.Array:
     """Returns the largest magnitude, float32 []; 0 of none, NaN unless all are finite.
@@ -19,19 +21,14 @@ def l2_norm(values: jax.Array) -> jax.Array:
     5.0
     """
     unit = largest(values)
-    scaled = values / nonzero(unit)
+    scaled = ratio(values, unit)
     return unit * jnp.sqrt(jnp.sum(scaled * scaled))
 
 
 def mean_magnitude(values: jax.Array) -> jax.Array:
     """Returns the mean of the magnitudes, float32 [], likewise."""
     unit = largest(values)
-    return unit * (jnp.sum(jnp.abs(values) / nonzero(unit)) / max(values.size, 1))
-
-
-def nonzero(scale: jax.Array) -> jax.Array:
-    """Returns `scale`, or 1 in the place of 0, to divide by."""
-    return jnp.where(scale == 0, 1, scale)
+    return unit * (jnp.sum(ratio(jnp.abs(values), unit)) / max(values.size, 1))
 
 
 def nan_unless_finite(values: jax.Array, source: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 from fedjax_edge.compression.norms import nan_unless_finite
 from fedjax_edge.compression.packing import Packed, pack, unpack
 from fedjax_edge.core import checks
+from fedjax_edge.core.division import ratio
 from fedjax_edge.core.protocols import Codec, PyTree
 
 
@@ -40,6 +41,8 @@ def stochastic_uniform(bits: int) -> Codec:
     empty                       empty
     NaN or infinite anywhere    not finite, so that the round can reject it; likewise a
                                 range that overflows float32
+    a step below 1.2e-38        its minimum everywhere, where a CPU flushes such steps to
+                                zero: at 8 bits a range below 3e-36
     narrower than float32       rounded to that dtype, by up to half a step of it, the
                                 same each time: unbiased but for that
     ==========================  ==========================================================
@@ -68,7 +71,7 @@ def stochastic_uniform(bits: int) -> Codec:
         values = leaf.astype(jnp.float32).ravel()
         low, high = (values.min(), values.max()) if leaf.size else (jnp.float32(0), jnp.float32(0))
         step = nan_unless_finite((high - low) / top, values)  # XLA on CPU loses a NaN in the minima of many rows
-        level = (values - low) / jnp.where(step > 0, step, 1)
+        level = ratio(values - low, step)
         below = jnp.floor(level)
         rounds_up = draws < level - below  # exact, where level + uniform would round
         codes = jnp.clip(below + rounds_up.astype(jnp.float32), 0, top)

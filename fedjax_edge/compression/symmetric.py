@@ -5,9 +5,10 @@ import jax.numpy as jnp
 
 from fedjax_edge.compression.leafwise import leafwise
 from fedjax_edge.compression.levels import Levels
-from fedjax_edge.compression.norms import largest, nonzero
+from fedjax_edge.compression.norms import largest
 from fedjax_edge.compression.packing import pack, unpack
 from fedjax_edge.core import checks
+from fedjax_edge.core.division import ratio
 from fedjax_edge.core.protocols import Codec
 
 
@@ -49,7 +50,7 @@ def symmetric(bits: int = 8) -> Codec:
 
     def encode_leaf(values: jax.Array, draws: None) -> Levels:
         scale = largest(values)
-        level = jnp.clip(jnp.round(values / nonzero(scale) * top), -top, top)
+        level = jnp.clip(jnp.round(ratio(values, scale) * top), -top, top)
         return Levels(pack((level + top).astype(jnp.uint32), bits), scale)
 
     def decode_leaf(content: Levels, size: int) -> jax.Array:

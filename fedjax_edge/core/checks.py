@@ -10,6 +10,8 @@ import numpy as np
 
 from fedjax_edge.core.protocols import PyTree
 
+_LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
+
 
 def _is_traced(value: Any) -> bool:
     return isinstance(value, jax.core.Tracer)
@@ -30,6 +32,16 @@ def _number(name: str, value: Any, valid: str, is_valid: Any) -> None:
 def positive(name: str, value: Any) -> None:
     """Raises ValueError unless `value` is a finite number above zero."""
     _number(name, value, "a finite number above 0", lambda v: math.isfinite(v) and v > 0)
+
+
+def positive_float32(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a number above zero that is finite in float32."""
+    _number(name, value, "a finite number above 0, of at most 3.4e38 (float32)", lambda v: 0 < v <= _LARGEST_FLOAT32)
+
+
+def within(name: str, value: Any, least: float, most: float) -> None:
+    """Raises ValueError unless `value` is a number from `least` to `most`."""
+    _number(name, value, f"a number from {least:.3g} to {most:.3g}", lambda v: least <= v <= most)
 
 
 def non_negative(name: str, value: Any) -> None:

@@ -82,12 +82,15 @@ class UpdateTransform(NamedTuple):
 
     `apply(update, state, key) -> (update, state, bits)`: the update as the server receives it, the memory kept by the
     client, and the bits of the payload (int or int32 []), or `None` if the transform leaves the payload's form alone.
-    One that adds a mechanism's noise carries the mechanism's accountant.
+    One that adds a mechanism's noise carries the mechanism's accountant, and says whether what it sends is private by
+    itself: then anything may follow in a chain. Otherwise the sum alone is private, of what is sent as it is, and
+    nothing may.
     """
 
     init: Callable[[PyTree], PyTree]  # (update) -> state
     apply: Callable[[PyTree, PyTree, jax.Array], tuple[PyTree, PyTree, Any]]
     accountant: "Accountant | None" = None
+    is_local: bool = False  # local differential privacy: the accountant's claim is about what one client sends
 
 
 class Downlink(NamedTuple):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fedjax_edge.core.counts import Count
-from fedjax_edge.core.protocols import Codec, Downlink, PyTree, UpdateTransform
+from fedjax_edge.core.protocols import Codec, Downlink, PrivacyError, PyTree, UpdateTransform
 from fedjax_edge.core.trees import size_in_bits
 
 
@@ -22,13 +22,20 @@ def chain(*parts: UpdateTransform | Codec) -> UpdateTransform:
     Raises:
       TypeError: for anything that is neither an `UpdateTransform` nor a `Codec`.
       ValueError: for two parts that are each half of a privacy mechanism.
+      PrivacyError: for a part after a mechanism whose claim is about the sum alone (`discrete_gaussian`, `skellam`):
+        the devices' shares of the noise would not arrive as they were accounted for.
     """
     runs = [(kind, list(run)) for kind, run in groupby(parts, key=lambda part: isinstance(part, Codec))]
     composed = [[compose(*run)] if are_codecs else run for are_codecs, run in runs]
     transforms = [as_transform(part) for run in composed for part in run]
-    accountants = [transform.accountant for transform in transforms if transform.accountant is not None]
-    if len(accountants) > 1:
-        raise ValueError(f"a chain holds at most one half of a privacy mechanism, got {len(accountants)}")
+    private = [transform for transform in transforms if transform.accountant is not None]
+    if len(private) > 1:
+        raise ValueError(f"a chain holds at most one half of a privacy mechanism, got {len(private)}")
+    if private and not private[0].is_local and private[0] is not transforms[-1]:
+        raise PrivacyError(
+            "nothing may follow a mechanism whose claim is about the sum alone, got a chain that ends with "
+            f"{parts[-1]!r}: it would alter each device's share of the noise; put it before the mechanism"
+        )
 
     def init(update: PyTree) -> tuple[PyTree, ...]:
         return tuple(transform.init(update) for transform in transforms)
@@ -41,7 +48,8 @@ def chain(*parts: UpdateTransform | Codec) -> UpdateTransform:
             new_states.append(state)
         return update, tuple(new_states), bits
 
-    return UpdateTransform(init, apply, *accountants)
+    claim = {"accountant": private[0].accountant, "is_local": private[0].is_local} if private else {}
+    return UpdateTransform(init, apply, **claim)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["floats", "rest"], meta_fields=["is_float", "structure"])

@@ -35,6 +35,9 @@ REPLACE_EXAMPLE = "replace one example of one client"
 # Gaussian, 2,000 rounds are off by 1e-13 (tested); without this, epsilon at a delta of 1e-12 would be too small.
 FFT_ERROR = 1e-15
 
+# Multipliers that dp-accounting's arithmetic bears; with Poisson sampling it overflows below another.
+_LEAST_NOISE, _LEAST_POISSON_NOISE, _MOST_NOISE = 1e-6, 2.0**-11, 2.0**20
+
 
 def gaussian_accountant(noise_multiplier: float | jax.Array) -> Accountant:
     """The accountant of a sum in which a client moves at most S, released with noise of `noise_multiplier * S`.
@@ -64,8 +67,10 @@ def gaussian_accountant(noise_multiplier: float | jax.Array) -> Accountant:
 
     Returns:
       `accountant(sampling, rounds, delta) -> PrivacyClaim` for exactly so many rounds. It is cached; one call takes
-      about 0.1 s for 40 rounds, 0.5 s for 2,000. It raises PrivacyError where nothing can be claimed: no noise, a
-      traced multiplier, a sampler that does not describe itself, or a `delta` that a padded cohort's overflow uses up.
+      about 0.1 s for 40 rounds, 0.5 s for 2,000. It raises PrivacyError where nothing can be claimed: no noise, or next
+      to none (a multiplier below 1e-6 for all rounds together, or 2^-11 with Poisson sampling), a traced multiplier, a
+      sampler that does not describe itself, or a `delta` that a padded cohort's overflow uses up. A multiplier above
+      2^20 may be claimed as 2^20.
       It raises ValueError for `rounds` below 0 or `delta` outside (0, 1). No rounds have epsilon 0.
 
     Raises:
@@ -82,7 +87,7 @@ def gaussian_accountant(noise_multiplier: float | jax.Array) -> Accountant:
 
     def accountant(sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
         check_question(noise_multiplier, rounds, delta)
-        return _claim(float(noise_multiplier), sampling, int(rounds), float(delta))
+        return _claim(float(noise_multiplier), _in_python_numbers(sampling), int(rounds), float(delta))
 
     return accountant
 
@@ -180,6 +185,13 @@ def calibrate_noise_multiplier(
     return high
 
 
+def _in_python_numbers(sampling: Sampling) -> Sampling:
+    """The same without NumPy's numbers, whose arithmetic wraps around and which JSON cannot hold."""
+    if not isinstance(sampling, tuple):
+        return sampling
+    return type(sampling)(*(value.item() if hasattr(value, "item") else value for value in sampling))
+
+
 @functools.lru_cache(maxsize=4096, typed=True)
 def _claim(noise_multiplier: float, sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
     match sampling:
@@ -242,14 +254,27 @@ def compose(releases: Sequence[Release], delta: float) -> tuple[float, str]:
 
 
 def gaussian_epsilon(noise_multiplier: float, delta: float) -> float:
-    """Returns the epsilon of one release with Gaussian noise, exactly, for a multiplier above 0."""
+    """Returns the epsilon of one release with Gaussian noise, exactly, for a multiplier from 1e-6 to 2^20.
+
+    Above it is that of 2^20; below it raises PrivacyError.
+    """
     import dp_accounting
 
-    return float(dp_accounting.get_epsilon_gaussian(noise_multiplier, delta))
+    return float(dp_accounting.get_epsilon_gaussian(_computable(noise_multiplier), delta))
+
+
+def _computable(noise_multiplier: float, least: float = _LEAST_NOISE) -> float:
+    """Returns a multiplier that numbers can be computed for, and no larger, so that they hold for the given one."""
+    if noise_multiplier < least:
+        raise PrivacyError(
+            "nothing can be claimed for what is no more private than one release with a noise multiplier of "
+            f"{noise_multiplier:.3g}: it must be at least {least:.3g}"
+        )
+    return min(noise_multiplier, _MOST_NOISE)
 
 
 def most_participations(sampling: Sampling, rounds: int) -> int:
-    """Returns in how many of the first `rounds` rounds any client takes part, at most.
+    """Returns in how many of the first `rounds` rounds any client takes part, at most: a Python int, whatever is given.
 
     Raises:
       PrivacyError: for a sampler that does not say, or for so many rounds that the 32-bit count of clients of a cyclic
@@ -258,13 +283,14 @@ def most_participations(sampling: Sampling, rounds: int) -> int:
     match sampling:
         case CyclicSampling(clients, cohort_size):
             checks.integer("sampling.cohort_size", cohort_size, at_least=1, at_most=clients)
-            if rounds * cohort_size >= 2**32:
+            slots = int(rounds) * int(cohort_size)
+            if slots >= 2**32:
                 raise PrivacyError(
                     f"a cyclic sampler counts to 2^32 clients, which {rounds} rounds of {cohort_size} exceed"
                 )
-            return -(-rounds * cohort_size // clients)
+            return -(-slots // int(clients))
         case PoissonSampling() | FixedSampling() | FullParticipation():
-            return rounds
+            return int(rounds)
     raise PrivacyError(
         f"nothing can be claimed for sampling={sampling!r}: this sampler does not say in how many rounds a client "
         "takes part (PoissonSampling, FixedSampling, FullParticipation or CyclicSampling)"
@@ -279,10 +305,10 @@ def _fixed_epsilon(releases: Sequence[Release], inverse: float, delta: float) ->
     accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
     for noise_multiplier, times, (clients, cohort_size) in releases:
         checks.integer("sampling.cohort_size", cohort_size, at_least=1, at_most=clients)
-        gaussian = dp_accounting.GaussianDpEvent(noise_multiplier / 2)
+        gaussian = dp_accounting.GaussianDpEvent(_computable(noise_multiplier) / 2)
         accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(clients, cohort_size, gaussian), times)
     if inverse:
-        accountant.compose(dp_accounting.GaussianDpEvent(1 / inverse))
+        accountant.compose(dp_accounting.GaussianDpEvent(_computable(1 / inverse)))
     return accountant.get_epsilon(delta)
 
 
@@ -297,6 +323,7 @@ def _poisson_epsilon(releases: Sequence[Release], inverse: float, delta: float) 
             )
     parts = [(z, sampling.probability, times) for z, times, sampling in releases]
     parts += [(1 / inverse, 1.0, 1)] if inverse else []
+    parts = [(_computable(z, _LEAST_POISSON_NOISE), probability, times) for z, probability, times in parts]
     natural = [_grid_interval(z, probability) for z, probability, _ in parts]
     interval = max(min(natural), max(natural) / 100)  # one grid for all, and no more than a million points
     losses = [_poisson_round(z, probability, interval).self_compose(times) for z, probability, times in parts]

@@ -1,5 +1,7 @@
 """The differentially private mean of updates whose clip follows a quantile of their norms."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -49,7 +51,8 @@ def adaptive_clip_mean(
     mean is not divided by C: a server that is to take steps of one length should use an optimizer that is scale-free.
 
     Args:
-      clip_norm: C of the first round, above 0; chosen without looking at the data.
+      clip_norm: C of the first round, from 2^-40 to 2^40, the floor and the ceiling of later rounds'; chosen without
+        looking at the data.
       noise_multiplier: z, what is accounted for; 0 for none on the mean, and then no claim.
       denominator: the expected number of clients of a round, above 0 and fixed before any data is seen.
       quantile: gamma, the share of updates that should stay unclipped, in (0, 1].
@@ -78,7 +81,7 @@ def adaptive_clip_mean(
       >>> print(aggregate, round(float(state), 3))  # none was clipped: exp(-0.2 (1 - 0.5))
       [0.25 0.15] 0.905
     """
-    checks.positive("clip_norm", clip_norm)
+    checks.within("clip_norm", clip_norm, _LEAST, _MOST)
     checks.non_negative("noise_multiplier", noise_multiplier)
     check_denominator(denominator)
     checks.probability("quantile", quantile)
@@ -98,12 +101,11 @@ def adaptive_clip_mean(
 
     def finish(total, bound, key):
         updates, bits = total
-        multiplier, noise, divisor, target, rate = (
-            jnp.asarray(value, jnp.float32)
-            for value in (noise_multiplier, count_noise, denominator, quantile, learning_rate)
+        noise, divisor, target, rate = (
+            jnp.asarray(value, jnp.float32) for value in (count_noise, denominator, quantile, learning_rate)
         )
         update_key, count_key = jax.random.split(key)
-        deviation = bound * multiplier / jnp.sqrt(1 - jnp.square(multiplier / (2 * noise)))  # z_delta C
+        deviation = bound * _mean_noise(noise_multiplier, count_noise)
 
         def noisy(leaf, draw):
             return (leaf + deviation.astype(leaf.dtype) * draw) / divisor.astype(leaf.dtype)
@@ -116,11 +118,24 @@ def adaptive_clip_mean(
     return Aggregator(init, contribution, finish, accountant=_accountant(noise_multiplier, count_noise))
 
 
+def _mean_noise(noise_multiplier: float | jax.Array, count_noise: float | jax.Array) -> jax.Array:
+    """z_delta, float32 []: what is left for the mean once the count has its share; in float64 unless traced."""
+    if _is_traced(noise_multiplier, count_noise):
+        multiplier, twice, root = jnp.float32(noise_multiplier), 2 * jnp.float32(count_noise), jnp.sqrt
+    else:
+        multiplier, twice, root = float(noise_multiplier), 2 * float(count_noise), math.sqrt
+    return jnp.asarray(multiplier / root((1 - multiplier / twice) * (1 + multiplier / twice)), jnp.float32)
+
+
+def _is_traced(*values: float | jax.Array) -> bool:
+    return any(isinstance(value, jax.core.Tracer) for value in values)
+
+
 def _accountant(noise_multiplier: float | jax.Array, count_noise: float | jax.Array) -> Accountant:
     gaussian = gaussian_accountant(noise_multiplier)
 
     def accountant(sampling: Sampling, rounds: int, delta: float) -> PrivacyClaim:
-        if isinstance(count_noise, jax.core.Tracer):
+        if _is_traced(count_noise):
             raise PrivacyError(
                 "count_noise, or the denominator that it follows, is traced and may be too small for any claim; build "
                 "the aggregator outside of jit, vmap and sweeps with the concrete number"
@@ -132,9 +147,9 @@ def _accountant(noise_multiplier: float | jax.Array, count_noise: float | jax.Ar
 
 
 def _check_split(noise_multiplier: float | jax.Array, count_noise: float | jax.Array) -> None:
-    if any(isinstance(value, jax.core.Tracer) for value in (noise_multiplier, count_noise)):
+    if _is_traced(noise_multiplier, count_noise):
         return
-    if count_noise <= noise_multiplier / 2:
+    if float(count_noise) <= float(noise_multiplier) / 2:
         raise ValueError(
             f"count_noise must be above noise_multiplier / 2 = {float(noise_multiplier) / 2:g}, got {count_noise!r}: "
             "the count alone would be less private than what is claimed for both (a larger denominator helps)"

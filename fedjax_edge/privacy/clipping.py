@@ -34,6 +34,10 @@ def clip_by_norm(update: PyTree, clip_norm: PyTree) -> PyTree:
     | sum of squares overflows float32 (norm 1e19)  | zeros                                     |
     | holds a NaN or an infinity                    | zeros                                     |
 
+    Every square counts as 2^-126 more, since a CPU may flush smaller ones: an update of n numbers is taken to be up to
+    `1.1e-19 sqrt(n + 1)` longer than it is, and where `clip_norm` is as small the first row does not hold: it is
+    clipped shorter than need be, never less.
+
     A tree of norms clips by layer: each number is the bound of the part of the update at its place, a leaf or a
     subtree, and the table holds for each part by itself. The whole then has norm `total_norm(clip_norm)` at most.
 
@@ -48,7 +52,8 @@ def clip_by_norm(update: PyTree, clip_norm: PyTree) -> PyTree:
       The clipped update: structure, shapes and dtypes of `update`.
 
     Raises:
-      ValueError: a `clip_norm` is not a finite number above 0, or the norms' tree is not the beginning of the update's.
+      ValueError: a `clip_norm`, or their total, is not above 0 and finite in float32 (at most 3.4e38), or the norms'
+        tree is not the beginning of the update's.
       TypeError: a leaf is not floating point.
 
     Example:
@@ -80,13 +85,13 @@ def per_layer(clip_norm: float, layers: PyTree) -> PyTree:
       A tree of floats like `layers`, for `clip_by_norm`, `gaussian_mean` and the rest.
 
     Raises:
-      ValueError: `clip_norm` is not a finite number above 0, or there are no layers.
+      ValueError: `clip_norm` is not above 0 and finite in float32, or there are no layers.
 
     Example:
       >>> per_layer(1.0, {"w": 0, "b": 0, "c": 0, "d": 0})
       {'b': 0.5, 'c': 0.5, 'd': 0.5, 'w': 0.5}
     """
-    checks.positive("clip_norm", clip_norm)
+    checks.positive_float32("clip_norm", clip_norm)
     count = len(jax.tree.leaves(layers))
     if count == 0:
         raise ValueError(f"layers has no leaf, got {layers!r}")
@@ -124,7 +129,7 @@ def clip(clip_norm: PyTree) -> UpdateTransform:
       A stateless `UpdateTransform` that sends no extra bits (`None`: the payload's form is unchanged).
 
     Raises:
-      ValueError: a `clip_norm` is not a finite number above 0.
+      ValueError: a `clip_norm` is not above 0 and finite in float32.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -143,12 +148,13 @@ def clip(clip_norm: PyTree) -> UpdateTransform:
 
 
 def check_clip_norm(clip_norm: PyTree) -> None:
-    """Raises ValueError unless every norm of the tree is a finite number above 0, and there is one."""
+    """Raises ValueError unless there are norms, all above 0, and they and their total are finite in float32."""
     norms = jax.tree_util.tree_leaves_with_path(clip_norm, is_leaf=lambda norm: norm is None)
     if not norms:
         raise ValueError(f"clip_norm must be a finite number above 0 or a tree of them, got {clip_norm!r}")
     for path, norm in norms:
-        checks.positive(f"clip_norm{jax.tree_util.keystr(path)}", norm)
+        checks.positive_float32(f"clip_norm{jax.tree_util.keystr(path)}", norm)
+    checks.positive_float32("the total of clip_norm", total_norm(clip_norm))
 
 
 def l2_norm(update: PyTree) -> jax.Array:

@@ -73,7 +73,7 @@ def tree_noise(rounds: int) -> Strategy:
             return jax.tree.map(estimate, own, nodes, below)
 
         new = jax.lax.fori_loop(0, top + 1, climb, optax.tree.zeros_like(like))
-        kept = jax.vmap(zero_unless)(jnp.arange(levels) < top, nodes)
+        kept = jax.vmap(zero_unless)(jnp.arange(levels, dtype=jnp.int32) < top, nodes)
         replaced = jax.tree.map(lambda leaf: leaf.sum(0), kept)
         nodes = jax.tree.map(lambda leaf, node: leaf.at[top].set(node), nodes, new)
         return optax.tree.sub(new, replaced), (done + 1, nodes)
@@ -150,19 +150,23 @@ def streaming_noise(noising_matrix: Any, rounds: int) -> Strategy:
     checks.integer("rounds", rounds)
     init_multiply, multiply_next = noising_matrix.init_multiply, noising_matrix.multiply_next
 
-    def next_(like: PyTree, state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
+    def step(state: PyTree, value: PyTree) -> tuple[PyTree, PyTree]:
+        """The new state and the slice, in the dtypes of `state` and `value`: constants of float64 would widen them."""
         with _lenient():
-            return multiply_next(optax.tree.random_like(key, like, normal), state)
+            slice_, new = multiply_next(value, state)
+        return optax.tree.cast_like(new, state), optax.tree.cast_like(slice_, value)
+
+    def next_(like: PyTree, state: PyTree, key: jax.Array) -> tuple[PyTree, PyTree]:
+        return step(state, optax.tree.random_like(key, like, normal))[::-1]
 
     def init(update: PyTree) -> PyTree:
         with _lenient():
-            return jax.tree.map(jnp.asarray, init_multiply(update))
+            return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), init_multiply(update))
 
     @lru_cache(maxsize=1)
     def mixing() -> np.ndarray:
         units = jnp.eye(rounds, dtype=jnp.float32)
-        with _lenient():
-            _, rows = jax.lax.scan(lambda state, unit: multiply_next(unit, state)[::-1], init(units[0]), units)
+        _, rows = jax.lax.scan(step, init(units[0]), units)
         return np.asarray(rows, np.float64)
 
     return Strategy(int(rounds), init, next_, mixing)

@@ -70,10 +70,11 @@ def discrete_gaussian(
     norm of a rounded update, d how many numbers are sent and t = `10 sum_k exp(-2 pi^2 l^2 k / (k + 1))` what a sum of
     discrete Gaussians of deviation l differs from one. Nothing is gained from the sampling of clients.
 
-    - It trusts the devices to clip and to add noise, and the sum to be all that anyone sees. An update that something
-      else changed on its way is refused where it is no longer integers. A device that is rejected for what is not its
-      update (a weight, or a state such as a memory before the mechanism, that is not finite) takes its share of the
-      noise with it.
+    - It trusts the devices to clip and to add noise, and the sum to be all that anyone sees. Codecs may come before the
+      mechanism: `chain(top_k(0.1), mechanism.uplink)`. Nothing may follow it, since what alters a device's share of the
+      noise alters more than the sum: `chain` refuses it, and a transform of one's own that does so has no such claim.
+    - A device that is rejected for what is not its update (a weight, or a state such as a memory before the mechanism,
+      that is not finite) takes its share of the noise with it.
     - The rotation is the same in every round. It is there for accuracy, not for privacy.
     - Draws differ from the law by 1e-24 in total variation at most (see `integer_noise`); delta pays for it.
 
@@ -92,6 +93,7 @@ def discrete_gaussian(
     Raises:
       ValueError: an argument is out of range, or `bits` too few for the noise of so many clients.
       TypeError: `params` holds a leaf that is not floating point; by the aggregator, for what is not integers.
+      PrivacyError: by `chain`, for anything after the uplink.
 
     Source: Kairouz, Liu and Steinke, "The Distributed Discrete Gaussian Mechanism for Federated Learning with Secure
     Aggregation" (ICML 2021, arXiv:2102.06387), Algorithms 1 and 2, Theorem 1 and Proposition 14.
@@ -188,7 +190,7 @@ def _mechanism(
     divergence: Callable[[int], float],
     words: str,
 ) -> Mechanism:
-    checks.positive("clip_norm", clip_norm)
+    checks.positive_float32("clip_norm", clip_norm)
     checks.integer("seed", seed, at_least=0, at_most=2**32 - 1)
     shape = _shape_of(params)
 
@@ -264,7 +266,7 @@ def _accountant(
         left = delta * (1 - _DELTA_FOR_SAMPLING)
         costs = [most * divergence(order) for order in _ORDERS]
         epsilon = float(compute_epsilon(_ORDERS, costs, left)[0]) if most else 0.0
-        drawn = rounds * sampling.num_clients * grid.size
+        drawn = int(rounds) * int(sampling.num_clients) * grid.size
         price = drawn * total_variation * (1 + math.exp(min(epsilon, 700.0)))
         if not math.isfinite(epsilon) or price > delta - left:
             raise PrivacyError(

@@ -83,14 +83,17 @@ class Ledger(NamedTuple):
         )
 
     def write(self, path: str | Path) -> None:
-        """Writes the ledger as JSON: whole under another name, which then replaces what was there."""
+        """Writes the ledger as JSON: whole under another name, which then replaces what was there, or is removed."""
         path = Path(path)
         partial = path.with_name(f"{path.name}.partial")
-        with partial.open("w") as file:
-            json.dump([{"name": name, **_to_json(claim)} for name, claim in self.entries], file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        try:
+            with partial.open("w") as file:
+                json.dump([{"name": name, **_to_json(claim)} for name, claim in self.entries], file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def read_ledger(path: str | Path) -> Ledger:
@@ -111,7 +114,7 @@ def read_ledger(path: str | Path) -> Ledger:
 
 
 def _spent(claim: PrivacyClaim) -> float:
-    return claim.release.times / claim.release.noise_multiplier**2
+    return claim.release.times / claim.release.noise_multiplier / claim.release.noise_multiplier
 
 
 def _to_json(claim: PrivacyClaim) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def local_laplace(
       >>> print(round(mechanism.accountant(FullParticipation(100), rounds=3, delta=1e-9).epsilon, 3))
       1.5
     """
-    checks.positive("clip_norm", clip_norm)
+    checks.positive_float32("clip_norm", clip_norm)
     checks.non_negative("noise_multiplier", noise_multiplier)
 
     def clipped(update: PyTree) -> PyTree:
@@ -154,7 +154,7 @@ def _mechanism(
         return jax.tree.map(lambda leaf: leaf / jnp.asarray(denominator, leaf.dtype), total), state
 
     aggregator = Aggregator(lambda update: (), contribution, finish, accountant_of_uplink=accountant)
-    return Mechanism(UpdateTransform(lambda update: (), apply, accountant), aggregator)
+    return Mechanism(UpdateTransform(lambda update: (), apply, accountant, is_local=True), aggregator)
 
 
 def _accountant(

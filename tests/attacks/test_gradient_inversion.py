@@ -146,6 +146,25 @@ def test_distances_by_hand():
     chex.assert_tree_all_finite(jax.grad(cosine_distance)(zero, second))
 
 
+@pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e-16, 1e19, 1e37])
+def test_the_cosine_distance_does_not_depend_on_lengths(scale):
+    first, second = (
+        {"a": jnp.array([3.0, 0.0]), "b": jnp.float32(-4)},
+        {"a": jnp.array([0.0, 1.0]), "b": jnp.float32(5)},
+    )
+    scaled = optax.tree.scale(scale, first)
+    for pair, expected in (((scaled, first), 0), ((first, scaled), 0), ((scaled, second), 1 + 4 / 26**0.5)):
+        np.testing.assert_allclose(jax.jit(cosine_distance)(*pair), expected, atol=1e-6)
+    plain, found = jax.grad(cosine_distance)(first, second), jax.grad(cosine_distance)(scaled, second)
+    if 1e-25 <= scale <= 1e19:  # a derivative is as small as its gradient is large
+        chex.assert_trees_all_close(optax.tree.scale(scale, found), plain, atol=1e-6)
+
+
+def test_the_cosine_distance_from_what_is_not_finite_is_not_finite():
+    for bad in (jnp.nan, jnp.inf):
+        assert not np.isfinite(cosine_distance(jnp.array([bad, 1.0]), jnp.array([1.0, 1.0])))
+
+
 def test_the_search_keeps_labels_stays_in_range_and_leaves_its_guess_where_nothing_is_seen():
     params = {"w": jnp.array([1.0, -2.0]), "b": jnp.float32(0.5)}
     guess = {"x": jnp.array([[0.25, 0.75]]), "label": jnp.array([7], jnp.uint8)}
@@ -217,15 +236,19 @@ def test_the_input_of_a_dense_layer_by_hand():
     np.testing.assert_array_equal(dense_input(jnp.zeros((3, 2)), jnp.zeros(2)), np.zeros(3))
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e18])
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e18, 5e37])
 def test_the_input_of_a_dense_layer_from_gradients_of_any_size(scale):
-    found = dense_input(jnp.array([[3.0, -1.0], [6.0, -2.0]]) * scale, jnp.array([3.0, -1.0]) * scale)
+    found = jax.jit(dense_input)(jnp.array([[3.0, -1.0], [6.0, -2.0]]) * scale, jnp.array([3.0, -1.0]) * scale)
     np.testing.assert_allclose(found, [1, 2], rtol=1e-5)
+    whole = dense_input(jnp.array([[3.0, -1.0]]) * 1e38, jnp.array([3.0, -1.0]) * 1e38)
+    np.testing.assert_allclose(whole, [1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_the_input_of_a_dense_layer_from_what_is_not_finite_is_not_finite(bad):
     assert not np.isfinite(dense_input(jnp.ones((2, 2)), jnp.array([bad, 0.0]))).any()
+    assert not np.isfinite(dense_input(jnp.full((2, 2), bad), jnp.array([1.0, 0.0]))).any()
+    assert not np.isfinite(dense_input(jnp.full((2, 2), bad), jnp.zeros(2))).any()
 
 
 def test_the_input_of_the_first_of_several_layers_is_exact():

@@ -121,6 +121,14 @@ def test_a_range_that_overflows_is_not_made_finite(bits):
     assert not np.isfinite(ROUND_TRIPS[bits](wide, jax.random.key(0))).all()
 
 
+def test_a_range_whose_step_is_flushed_decodes_to_its_minimum():
+    for scale, lowest in ((1e-33, False), (3e-34, True)):
+        update = jnp.array([-1.0, 1.0]) * scale
+        np.testing.assert_allclose(
+            ROUND_TRIPS[16](update, jax.random.key(0)), update[0] if lowest else update, rtol=1e-5
+        )
+
+
 @settings(max_examples=60)
 @given(
     shapes=st.lists(hnp.array_shapes(min_dims=0, max_side=5, min_side=0), max_size=4),

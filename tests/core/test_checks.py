@@ -12,6 +12,8 @@ BAD_NUMBERS = [float("nan"), float("inf"), "1", None, True, np.ones(2)]
     ("check", "good", "bad"),
     [
         (checks.positive, [1, 0.5, np.float32(2), jnp.float32(3)], [0, -1]),
+        (checks.positive_float32, [1, 1e-50, np.float32(2), 3.4e38], [0, -1, 3.41e38, 1e300]),
+        (lambda name, value: checks.within(name, value, 0.5, 2), [0.5, 1, jnp.float32(2)], [0.49, 2.1, -1]),
         (checks.non_negative, [0, 0.5, np.int64(2)], [-1e-9]),
         (checks.probability, [1, 0.5, 1e-9], [0, 1.5, -1]),
     ],

@@ -15,7 +15,15 @@ from fedjax_edge.core.protocols import (
     PoissonSampling,
     PrivacyError,
 )
-from fedjax_edge.privacy import accounting, calibrate_noise_multiplier, gaussian_accountant
+from fedjax_edge.privacy import (
+    accounting,
+    calibrate_noise_multiplier,
+    dp_sgd,
+    gaussian_accountant,
+    local_gaussian,
+    skellam,
+)
+from fedjax_edge.privacy.accounting import most_participations
 
 # The example of the design page: 150 of 300 clients, 40 rounds.
 POISSON, FIXED, FULL = PoissonSampling(300, 0.5, 1e-12), FixedSampling(300, 150), FullParticipation(300)
@@ -257,3 +265,49 @@ def test_clients_in_turn_pay_for_their_own_rounds_only():
     assert epsilon(cyclic, rounds=9, delta=1e-5) == epsilon(cyclic, rounds=12, delta=1e-5)  # the first three times
     assert epsilon(CyclicSampling(100, 30), rounds=7) == pytest.approx(epsilon(FULL, rounds=3))
     assert "zero out one client" in gaussian_accountant(MULTIPLIER)(cyclic, 3, 1e-5).relation
+
+
+def test_numbers_of_numpy_do_not_wrap_around():
+    rounds, clients, cohort_size = 15_000, 300_000, 150_000  # 2.25e9 places
+    narrow = CyclicSampling(np.int32(clients), np.int32(cohort_size))
+    assert most_participations(narrow, np.int32(rounds)) == 7500
+    mechanisms = (
+        local_gaussian(1.0, 100.0, cohort_size),
+        dp_sgd(1.0, 100.0, batch_size=8, epochs=2),
+        skellam(jnp.zeros(8), 1.0, 100.0, 50, bits=16),
+    )
+    for accountant in (gaussian_accountant(100.0), *(mechanism.accountant for mechanism in mechanisms)):
+        claim = accountant(narrow, np.int32(rounds), 1e-5)
+        assert claim == accountant(CyclicSampling(clients, cohort_size), rounds, 1e-5)
+    with pytest.raises(PrivacyError, match="counts to 2\\^32 clients"):
+        most_participations(CyclicSampling(np.int32(clients), np.int32(cohort_size)), np.int32(30_000))
+    for sampling in (FullParticipation(np.int16(100)), PoissonSampling(np.int16(100), 0.5, 0.0)):
+        assert type(most_participations(sampling, np.int16(100))) is int
+    local = local_gaussian(1.0, 1000.0, 100).accountant
+    assert local(FullParticipation(np.int16(100)), np.int16(300), 1e-5) == local(FullParticipation(100), 300, 1e-5)
+
+
+EXTREMES = [1e-310, 1e-200, 1e-160, 1e-18, 1e-8, 1e-5, 1e-4, 2.0**-11, 2.0**20, 1e9, 1e155, 1e300, 1.7e308]
+SAMPLINGS = {
+    "Poisson": PoissonSampling(300, 0.5, 0.0),
+    "fixed": FixedSampling(300, 150),
+    "everyone drawn": FixedSampling(300, 300),
+    "full": FULL,
+    "cyclic": CyclicSampling(100, 25),
+}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+def test_extreme_noise_gets_a_true_bound_or_none(sampling):
+    best = epsilon(sampling, multiplier=2.0**20)
+    for multiplier in EXTREMES:
+        if multiplier >= 2.0**20:
+            assert 0 <= epsilon(sampling, multiplier=multiplier) <= best < 0.01
+        elif multiplier < (2.0**-11 if isinstance(sampling, PoissonSampling) else 1e-6):
+            with pytest.raises(PrivacyError, match="nothing can be claimed for what is no more private than"):
+                epsilon(sampling, multiplier=multiplier)
+        else:
+            assert epsilon(sampling, multiplier=multiplier) > 1e5
+    for mechanism in (local_gaussian(1.0, 1e-200, 10), dp_sgd(1.0, 1e-200, batch_size=8, epochs=1)):
+        with pytest.raises(PrivacyError, match="nothing can be claimed"):
+            mechanism.accountant(sampling, ROUNDS, DELTA)

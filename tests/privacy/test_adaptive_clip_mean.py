@@ -1,3 +1,5 @@
+from fractions import Fraction
+
 import dp_accounting
 import jax
 import jax.numpy as jnp
@@ -135,6 +137,17 @@ def test_the_split_is_that_of_two_gaussians_composed():
     testing.assert_no_claim_without_noise(lambda z: adaptive_clip_mean(1.0, z, 100))
 
 
+@pytest.mark.parametrize("excess", [2.0**-52, 1e-12, 1e-9, 1e-3])
+def test_noise_on_the_count_barely_above_the_least_leaves_a_finite_mean(excess):
+    multiplier, count_noise = 2.0, 1 + excess
+    aggregator = adaptive_clip_mean(1.0, multiplier, 100, count_noise=count_noise)
+    mean, _ = jax.jit(aggregator.finish)((jnp.zeros(4000), jnp.float32(0)), jnp.float32(1), jax.random.key(0))
+    expected = (float(1 / Fraction(multiplier) ** 2 - 1 / (2 * Fraction(count_noise)) ** 2)) ** -0.5
+    assert float(jnp.std(mean)) * 100 == pytest.approx(expected, rel=0.05)
+    gentle = [float(adaptive_clip_mean(norm, 1.0, 100).init(None)) for norm in (2.0**-40, 2.0**40)]
+    assert gentle == [2.0**-40, 2.0**40]
+
+
 def test_it_runs_traced_narrow_and_on_awkward_trees():
     tree = {"scalar": jnp.bfloat16(3.0), "empty": jnp.zeros((0, 2)), "one": jnp.ones(1, jnp.float16)}
 
@@ -154,6 +167,8 @@ def test_it_runs_traced_narrow_and_on_awkward_trees():
     [
         ({"clip_norm": 0.0}, "clip_norm must be"),
         ({"clip_norm": {"a": 1.0}}, "clip_norm must be"),
+        ({"clip_norm": 2.0**-41}, r"clip_norm must be a number from 9.09e-13 to 1.1e\+12, got"),
+        ({"clip_norm": 1e300}, "clip_norm must be a number from"),
         ({"noise_multiplier": -1.0}, "noise_multiplier must be"),
         ({"denominator": None}, "no bounded sensitivity"),
         ({"quantile": 0.0}, "quantile must be"),

@@ -6,7 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedjax_edge.privacy import clip, clip_by_norm, per_layer, total_norm
+from fedjax_edge.privacy import (
+    clip,
+    clip_by_norm,
+    correlated_mean,
+    dp_sgd,
+    gaussian_mean,
+    local_gaussian,
+    local_laplace,
+    per_layer,
+    skellam,
+    total_norm,
+    tree_noise,
+)
 
 jitted = jax.jit(clip_by_norm)
 
@@ -206,3 +218,34 @@ def test_norms_for_other_layers_are_refused():
         clip_by_norm(LAYERS, {"dense": 1.0})
     with pytest.raises(ValueError, match="layers has no leaf"):
         per_layer(1.0, {})
+
+
+@pytest.mark.parametrize("clip_norm", [3.41e38, 1e39, 1e300])
+def test_norms_that_float32_does_not_hold_are_refused(clip_norm):
+    makers = (
+        lambda norm: clip_by_norm(jnp.ones(2), norm),
+        clip,
+        lambda norm: per_layer(norm, {"a": 0}),
+        lambda norm: gaussian_mean(norm, 1.0, 10),
+        lambda norm: local_gaussian(norm, 1.0, 10),
+        lambda norm: local_laplace(norm, 1.0, 10),
+        lambda norm: skellam(jnp.zeros(4), norm, 2.0, 4, bits=12),
+        lambda norm: correlated_mean(tree_noise(4), norm, 1.0, 10),
+        lambda norm: dp_sgd(norm, 1.0, batch_size=8, epochs=1),
+    )
+    for make in makers:
+        with pytest.raises(
+            ValueError, match=r"clip_norm must be a finite number above 0, of at most 3.4e38 \(float32\)"
+        ):
+            make(clip_norm)
+    for norms in ({"a": clip_norm, "b": 1.0}, {"a": 3e38, "b": 3e38}, [jnp.float32(3e38)] * 2):
+        with pytest.raises(ValueError, match=r"clip_norm.* must be a finite number above 0, of at most 3.4e38"):
+            gaussian_mean(norms, 1.0, 10)
+    clip({"a": 2e38, "b": 2e38})  # of total 2.8e38
+
+
+@pytest.mark.parametrize("count", [1, 1000])
+def test_tiny_bounds_clip_shorter_and_never_longer(count):
+    update, floor = jnp.zeros(count).at[0].set(1e-20), 1.1e-19 * (count + 1) ** 0.5
+    assert exact_norm(jitted(update, 2 * floor)) == exact_norm(update)
+    assert 0 < exact_norm(jitted(update, floor / 10)) < min(exact_norm(update), floor / 10)

@@ -12,12 +12,13 @@ jax_privacy = pytest.importorskip("jax_privacy.matrix_factorization")
 
 KEY = jax.random.key(0)
 DECAYS, SCALES = [0.98, 0.7], [0.17, 0.31]
-STRATEGIES = {
-    "tree": tree_noise(7),
-    "banded": banded_toeplitz_noise(8, 3),
-    "independent": banded_toeplitz_noise(8, 1),
-    "blt": blt_noise(8, DECAYS, SCALES),
+MAKERS = {
+    "tree": lambda: tree_noise(7),
+    "banded": lambda: banded_toeplitz_noise(8, 3),
+    "independent": lambda: banded_toeplitz_noise(8, 1),
+    "blt": lambda: blt_noise(8, DECAYS, SCALES),
 }
+STRATEGIES = {name: make() for name, make in MAKERS.items()}
 NUMBERS = 4000
 FALSE_ALARM = 1e-6
 each_strategy = pytest.mark.parametrize("name", STRATEGIES)
@@ -131,3 +132,19 @@ def test_the_best_bands_are_found_while_tracing():
         return strategy.next(jnp.zeros(2), strategy.init(jnp.zeros(2)), key)[0]
 
     assert np.isfinite(jax.jit(first_slice)(jax.random.key(0))).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_strategy
+def test_dtypes_stay_what_they_are_under_x64(name, dtype):
+    def dtypes(tree):
+        return jax.tree.map(lambda leaf: leaf.dtype, tree)
+
+    with jax.enable_x64(True):
+        strategy, like = MAKERS[name](), {"a": jnp.zeros(3, dtype), "b": jnp.zeros((), dtype)}
+        state = strategy.init(like)
+        slice_, new = strategy.next(like, state, KEY)
+        assert dtypes(slice_) == dtypes(like) and dtypes(new) == dtypes(state)
+        assert slices_of(strategy, like)["a"].shape == (strategy.rounds, 3)
+        wide = strategy.mixing()
+    np.testing.assert_allclose(wide, STRATEGIES[name].mixing(), atol=1e-5)

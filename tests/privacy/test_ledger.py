@@ -2,6 +2,7 @@ import json
 import math
 
 import dp_accounting
+import numpy as np
 import pytest
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
@@ -111,6 +112,11 @@ def test_a_run_that_went_on_takes_its_own_place():
             ledger.record("run", other)
 
 
+def test_a_run_of_extreme_noise_takes_its_own_place():
+    ledger = Ledger().record("run", poisson(1e300, 20)).record("run", poisson(1e300, 30))
+    assert [claim.rounds for _, claim in ledger.entries] == [30] and ledger.claim(DELTA).epsilon < 1e-3
+
+
 def test_a_run_with_other_epochs_or_turns_is_another_run():
     few, many = (dp_sgd(1.0, 10.0, batch_size=8, epochs=epochs).accountant(FULL, 2, DELTA) for epochs in (1, 3))
     turns = poisson(1.0, 8, CyclicSampling(100, 50)), poisson(1.0, 9, CyclicSampling(100, 10))
@@ -167,6 +173,33 @@ def test_a_failed_write_leaves_the_old_ledger(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         ledger_of(poisson(1.0, 20), poisson(6.0, 3, FULL)).write(path)
     assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        ledger_of(poisson(1.0, 20)._replace(rounds=object())).write(tmp_path / "new.json")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+NUMPY_SAMPLINGS = {
+    "Poisson": PoissonSampling(np.int64(1000), np.float64(0.1), np.float64(0.0)),
+    "fixed": FixedSampling(np.int32(1000), np.int32(100)),
+    "full": FullParticipation(np.int32(100)),
+    "cyclic": CyclicSampling(np.int32(100), np.int32(25)),
+}
+ACCOUNTANTS = {
+    "gaussian": gaussian_accountant(4.0),
+    "dp_sgd": dp_sgd(1.0, 10.0, batch_size=8, epochs=np.int32(2)).accountant,
+    "local": local_gaussian(1.0, 10.0, 100).accountant,
+    "correlated": correlated_mean(tree_noise(8), 1, 3.0, 25).accountant,
+}
+
+
+@pytest.mark.parametrize("sampling", NUMPY_SAMPLINGS.values(), ids=NUMPY_SAMPLINGS)
+@pytest.mark.parametrize("accountant", ACCOUNTANTS.values(), ids=ACCOUNTANTS)
+def test_claims_of_numpy_numbers_are_written_like_others(accountant, sampling, tmp_path):
+    claim = accountant(sampling, np.int32(8), DELTA)
+    assert type(claim.rounds) is int and type(claim.release.times) is int
+    Ledger().record("run", claim).write(tmp_path / "ledger.json")
+    assert read_ledger(tmp_path / "ledger.json").entries == (("run", claim),)
 
 
 @pytest.mark.parametrize("text", ["", "{", '[{"name": "a"}]', "[1]", '[{"name": "a", "release": {}}]'])

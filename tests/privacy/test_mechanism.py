@@ -67,3 +67,40 @@ def test_a_traced_multiplier_keeps_its_halves_together():
         hyperparameters={"noise_multiplier": 8.0}, progress=False,
     )  # fmt: skip
     assert result.claim == local_gaussian(1.0, 8.0, 4).accountant(FullParticipation(4), 2, 1e-3)
+
+
+FOLLOWERS = {
+    "codec": fe.compression.top_k(0.5),
+    "composed": fe.core.transforms.compose(fe.compression.top_k(0.5), fe.compression.stochastic_uniform(8)),
+    "memory": fe.compression.error_feedback(fe.compression.top_k(0.5)),
+    "own": fe.core.UpdateTransform(lambda update: (), lambda update, state, key: (0 * update, state, None)),
+    "chain": fe.chain(fe.compression.top_k(0.5)),
+}
+
+
+@pytest.mark.parametrize("name", ["discrete_gaussian", "skellam"])
+@pytest.mark.parametrize("follower", FOLLOWERS.values(), ids=FOLLOWERS)
+def test_nothing_may_follow_a_mechanism_whose_claim_is_about_the_sum_alone(name, follower):
+    uplink = MAKERS[name](2.0).uplink
+    rewritten = fe.core.UpdateTransform(uplink.init, uplink.apply, uplink.accountant)
+    for start in (uplink, fe.chain(uplink), fe.chain(fe.chain(fe.compression.top_k(0.5)), uplink), rewritten):
+        with pytest.raises(PrivacyError, match="nothing may follow a mechanism whose claim is about the sum alone"):
+            fe.chain(start, follower)
+    with pytest.raises(PrivacyError, match="nothing may follow"):
+        fe.chain(uplink, fe.compression.sign(), follower)
+
+
+@pytest.mark.parametrize("follower", FOLLOWERS.values(), ids=FOLLOWERS)
+@pytest.mark.parametrize("name", ["local_gaussian", "local_laplace"])
+def test_anything_may_follow_local_noise(name, follower):
+    mechanism = MAKERS[name](2.0)
+    uplink = fe.chain(fe.chain(mechanism.uplink, follower), fe.compression.top_k(0.5))
+    algorithm = fedavg(uplink=uplink, aggregator=mechanism.aggregator)
+    assert algorithm.accountant is mechanism.accountant
+
+
+def test_codecs_do_not_wrap_a_mechanism():
+    uplink = MAKERS["skellam"](2.0).uplink
+    for wrap in (fe.compression.error_feedback, fe.core.transforms.compose, fe.compression.rotated):
+        with pytest.raises(TypeError, match="Codec"):
+            wrap(uplink)
