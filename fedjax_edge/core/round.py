@@ -88,7 +88,7 @@ def federated(
         server_state, client_state = server.init(params), client.init(params)
         message, examples = server.broadcast(server_state), population.examples(jnp.int32(0))
         output = jax.eval_shape(train, message, examples, client_state, key)
-        _check_output(output, client_state)
+        _check_output(output)
         update = optax.tree.zeros_like(output.update)
         return RoundState(
             server=server_state,
@@ -172,12 +172,11 @@ def _check_parts(client: ClientUpdate, aggregator: Aggregator) -> None:
             raise TypeError(f"{name} must be of type {protocol.__name__}, got {part!r}")
 
 
-def _check_output(output: ClientOutput, client_state: PyTree) -> None:
+def _check_output(output: ClientOutput) -> None:
     """Raises TypeError unless a client's output, or its shapes, is what rounds can work with."""
     if not isinstance(output, ClientOutput) or jnp.shape(output.weight) != ():
         raise TypeError(f"a client's update must return a ClientOutput with a weight [], got {output!r}")
     checks.float_tree("update", output.update)
-    checks.alike("a client's new state", output.state, client_state)
     if not all(isinstance(mean, Mean) for mean in output.metrics.values()):
         raise TypeError(f"a client's metrics must be Means by name, got {output.metrics!r}")
 

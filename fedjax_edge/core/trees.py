@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import PyTree
 
 
@@ -61,7 +62,16 @@ def gather(states: PyTree, ids: jax.Array) -> PyTree:
 
 
 def scatter(states: PyTree, ids: jax.Array, rows: PyTree, where: jax.Array) -> PyTree:
-    """Returns `states` with `rows` written at `ids` where `where`, bool [cohort]; the other rows are dropped."""
+    """Returns `states` with `rows` written at `ids` where `where`, bool [cohort]; the other rows are dropped.
+
+    Raises:
+      TypeError: for rows of another structure, shape or dtype than those of `states`.
+    """
+
+    def one(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), tree)
+
+    checks.alike("what a client keeps between rounds", one(rows), one(states))
 
     def write(leaf: jax.Array, row: jax.Array) -> jax.Array:
         return leaf.at[jnp.where(where, ids, leaf.shape[0])].set(row, mode="drop")

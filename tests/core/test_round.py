@@ -232,7 +232,7 @@ def test_a_metric_that_is_not_finite_is_left_out_alone(population):
     [
         (jnp.int32(0), {"state": jnp.float32(0)}, r"kind .*int32\[\].* got .*float32"),
         (jnp.zeros(3), {"state": jnp.float32(0)}, r"kind .*float32\[3\].* got .*float32\[\]"),
-        ((), {"state": (1.0,)}, "a client's new state must be of the kind"),
+        ((), {"state": (1.0,)}, "what a client keeps between rounds must be of the kind"),
         ((), {"weight": jnp.ones(2)}, r"must return a ClientOutput with a weight \[\], got"),
         ((), {"metrics": {"steps": jnp.float32(1)}}, "a client's metrics must be Means by name, got"),
     ],
@@ -245,7 +245,14 @@ def test_what_a_client_returns_is_checked_before_the_first_round(population, sta
 
     algorithm = federated(client._replace(update=update), optax.sgd(1.0), summing())
     with pytest.raises(TypeError, match=message):
-        algorithm.init(jnp.zeros(2), jax.random.key(0), population)
+        one_round(algorithm, population, cohort_of(0))
+
+
+def test_what_an_uplink_remembers_is_checked_too(population):
+    uplink = UpdateTransform(lambda update: jnp.zeros(2), lambda update, state, key: (update, state.sum(), None))
+    algorithm = federated(sends(client_number), optax.sgd(1.0), summing(), uplink)
+    with pytest.raises(TypeError, match=r"what a client keeps .*float32\[2\].*, got .*float32\[\]"):
+        one_round(algorithm, population, cohort_of(0))
 
 
 def test_a_client_must_return_a_client_output(population):
