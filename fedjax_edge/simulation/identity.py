@@ -127,12 +127,10 @@ def _closed_over(function: FunctionType) -> dict[str, Any]:
             held[name] = cell.cell_contents
         except ValueError:  # not set yet
             continue
-    is_local = "<" in function.__qualname__
-    return held | {f"default {i}": one for i, one in enumerate(_defaults(function) if is_local else ())}
-
-
-def _defaults(function: FunctionType) -> tuple:
-    return (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    if "<" in function.__qualname__:  # a lambda, or made within another function
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        held |= {f"default {i}": one for i, one in enumerate(defaults)}
+    return held
 
 
 def _digest(tree: PyTree) -> str:
