@@ -33,7 +33,7 @@ def build(config: RunConfig) -> Parts:
     setup = build_setup(config, population.num_clients, test)
     return Parts(
         algorithm=setup.algorithm,
-        params=setup.params(derive(key, RunStream.INIT)),
+        params=jax.jit(setup.params)(derive(key, RunStream.INIT)),  # compiled in one piece, and not by operations
         population=population,
         sampler=setup.sampler,
         evaluation=setup.evaluation,

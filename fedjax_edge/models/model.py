@@ -59,7 +59,12 @@ def from_linen(
     {'bias': (3,), 'kernel': (5, 3)}
     """
     training, evaluation = dict(training or {}), dict(evaluation or {})
-    call = (module, jnp.shape(example_input), jnp.result_type(example_input), tuple(evaluation.items()))
+    shape, dtype = jnp.shape(example_input), jnp.result_type(example_input)
+
+    def variables(key):
+        params_key, dropout_key = jax.random.split(key)
+        rngs = {"params": params_key, "dropout": dropout_key}
+        return meta.unbox(module.init(rngs, jnp.zeros(shape, dtype), **evaluation))
 
     def apply(params, inputs, key=None):
         if key is None:
@@ -67,22 +72,10 @@ def from_linen(
         return module.apply({"params": params}, inputs, rngs={"dropout": key}, **training)
 
     with only_shapes():
-        collections = jax.eval_shape(lambda: _variables_of(*call, jax.random.key(0)))  # a key made here starts JAX
+        collections = jax.eval_shape(lambda: variables(jax.random.key(0)))  # inside: a key made here would start JAX
     _check_only_params(type(module).__name__, sorted(set(collections) - {"params"}))
     _check_params(type(module).__name__, collections.get("params"))
-    initialized = _compiled_variables_of if checks.is_hashable(call) else _variables_of
-    return Model(lambda key: initialized(*call, key)["params"], apply)
-
-
-def _variables_of(
-    module: linen.Module, shape: tuple[int, ...], dtype: jnp.dtype, options: tuple[tuple[str, Any], ...], key: jax.Array
-) -> PyTree:
-    params_key, dropout_key = jax.random.split(key)
-    rngs = {"params": params_key, "dropout": dropout_key}
-    return meta.unbox(module.init(rngs, jnp.zeros(shape, dtype), **dict(options)))
-
-
-_compiled_variables_of = jax.jit(_variables_of, static_argnums=range(4))  # in one piece, and once for equal modules
+    return Model(lambda key: variables(key)["params"], apply)
 
 
 def from_nnx(build: Callable[[nnx.Rngs], nnx.Module]) -> Model:

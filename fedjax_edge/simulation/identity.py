@@ -1,5 +1,6 @@
 """What a run is, in words: what two of them must have in common for one to go on, or stand, for the other."""
 
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -16,7 +17,8 @@ from fedjax_edge.core.protocols import Population, PrivacyClaim, PyTree
 from fedjax_edge.data import FederatedDataset, HostedDataset
 from fedjax_edge.simulation.recipe import Setup
 
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+LARGE = 2**26  # bytes of an array of which some rows make the fingerprint
 FINGERPRINTED = 1000  # rows, evenly spaced, of each array of examples
 
 
@@ -39,6 +41,7 @@ def describe_run(
         "initial parameters": _digest(params),
         **({} if claim is None else claim.mechanism),
         "sampler": repr(sampler.sampling),
+        "sampler draws by": name_of(sampler.sample),
         "cohort width": int(sampler.width),
         "evaluation": name_of(evaluation.loss_fn),
         **describe_shapes("evaluation", evaluation.columns),
@@ -60,9 +63,8 @@ def describe_population(population: Population | HostedDataset) -> dict[str, str
 
 
 def _some_rows(leaf: jax.Array | np.ndarray) -> jax.Array | np.ndarray:
-    if jnp.ndim(leaf):
-        leaf = leaf[np.linspace(0, len(leaf) - 1, min(len(leaf), FINGERPRINTED)).astype(np.int32)]
-    return without_key(leaf)
+    count = len(leaf) if np.ndim(leaf) else 0
+    return leaf[np.linspace(0, count - 1, min(count, FINGERPRINTED)).astype(np.int32)] if count else leaf
 
 
 def describe_shapes(name: str, tree: PyTree) -> dict[str, str]:
@@ -77,37 +79,46 @@ def name_of(value: Any) -> str:
     """Returns what stands for a value in a description: the same in every process, without addresses in memory.
 
     Of a function it is the name and what it closes over (but no globals, and not what it does), of an object its type
-    and attributes, unless it says what it is by a `repr` of its own, and of an array a fingerprint. What is met again
-    is its name and a number.
+    and attributes, unless its class says what it is by a `repr` of its own, and of an array a fingerprint. What is met
+    again is its name and a number.
     """
-    return _named(value, {})
+    return ADDRESS.sub("", _named(value, {}))
 
 
 def _named(value: Any, numbers: dict[int, int]) -> str:
     """`name_of`; `numbers` are those of the functions and objects met so far, by `id`."""
     if isinstance(value, functools.partial):
-        given = [_named(one, numbers) for one in value.args]
-        given += [f"{name}={_named(one, numbers)}" for name, one in value.keywords.items()]
-        return f"{_named(value.func, numbers)}({', '.join(given)})"
-    if isinstance(value, tuple):
+        given = {**dict(enumerate(value.args)), **value.keywords}
+        return f"{_named(value.func, numbers)}({_listed(given, numbers)})"
+    if isinstance(value, list | tuple):
         own = "" if type(value) is tuple else type(value).__name__
         return f"{own}({', '.join(_named(one, numbers) for one in value)})"
     if isinstance(value, set | frozenset):
         return f"{type(value).__name__}({', '.join(sorted(map(name_of, value)))})"
+    if isinstance(value, Mapping):
+        items = sorted((name_of(key), one) for key, one in value.items())
+        return f"{type(value).__name__}({_listed(dict(items), numbers)})"
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return f"object{list(value.shape)} {_named(value.ravel().tolist(), numbers)}"
     if isinstance(value, np.ndarray | jax.Array) and value.ndim:
-        return f"{value.dtype}{list(value.shape)} {_digest(without_key(value))}"
+        return f"{value.dtype}{list(value.shape)} {_digest(_some_rows(value) if value.nbytes > LARGE else value)}"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # a linen module is one
+        fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+        return _with(fields, value, type(value).__qualname__, numbers)
     leaves, structure = jax.tree.flatten(value)
     if leaves and structure != jax.tree.structure(0):
         return f"{structure}({', '.join(_named(leaf, numbers) for leaf in leaves)})"
 
-    made = inspect.unwrap(value, stop=inspect.isfunction)  # of a function that `jax.jit` compiles
-    if inspect.isfunction(made):
-        return _with(_closed_over(made), made, made.__qualname__, numbers)
-    if inspect.ismethod(made):
-        return f"{made.__qualname__}(self={_named(made.__self__, numbers)})"
+    made = inspect.unwrap(value, stop=inspect.isfunction)  # of what `jax.jit` compiles
+    if made is not value:
+        return _named(made, numbers)
+    if inspect.isfunction(value):
+        return _with(_closed_over(value), value, value.__qualname__, numbers)
+    if inspect.ismethod(value):
+        return f"{value.__qualname__}(self={_named(value.__self__, numbers)})"
     if type(value).__repr__ is object.__repr__:
-        return _with(getattr(value, "__dict__", {}), value, type(value).__qualname__, numbers)
-    return ADDRESS.sub("", getattr(value, "__qualname__", repr(value)))
+        return _with(_attributes(value), value, type(value).__qualname__, numbers)
+    return getattr(value, "__qualname__", repr(value))
 
 
 def _with(parts: Mapping[str, Any], owner: Any, name: str, numbers: dict[int, int]) -> str:
@@ -116,7 +127,25 @@ def _with(parts: Mapping[str, Any], owner: Any, name: str, numbers: dict[int, in
     if id(owner) in numbers:
         return f"{name}#{numbers[id(owner)]}"
     numbers[id(owner)] = len(numbers) + 1
-    return f"{name}({', '.join(f'{part}={_named(one, numbers)}' for part, one in parts.items())})"
+    return f"{name}({_listed(parts, numbers)})"
+
+
+def _listed(parts: Mapping[Any, Any], numbers: dict[int, int]) -> str:
+    """Returns "name=value, name=value", or values alone where numbers are their names."""
+    return ", ".join(
+        f"{'' if isinstance(name, int) else f'{name}='}{_named(one, numbers)}" for name, one in parts.items()
+    )
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Returns an object's attributes, but for what it only remembers of a computation."""
+    slots = (name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()))
+    held = {name: getattr(value, name) for name in slots if hasattr(value, name)} | getattr(value, "__dict__", {})
+    return {
+        name: one
+        for name, one in held.items()
+        if not isinstance(getattr(type(value), name, None), functools.cached_property)
+    }
 
 
 def _closed_over(function: FunctionType) -> dict[str, Any]:
@@ -136,11 +165,12 @@ def _closed_over(function: FunctionType) -> dict[str, Any]:
 def _digest(tree: PyTree) -> str:
     """Returns a short fingerprint of the values of a pytree of arrays."""
     sha = hashlib.sha256()
-    for leaf in jax.tree.leaves(jax.device_get(tree)):
-        sha.update(np.ascontiguousarray(leaf).tobytes())
+    for leaf in jax.tree.leaves(tree):
+        sha.update(np.ascontiguousarray(jax.device_get(without_key(leaf))).tobytes())
     return sha.hexdigest()[:16]
 
 
 def without_key(leaf: jax.Array) -> jax.Array:
     """Returns keys as their data, and other arrays as they are."""
-    return jax.random.key_data(leaf) if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key) else leaf
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf

@@ -58,14 +58,15 @@ class Recipe(NamedTuple):
 
 @contextmanager
 def needed_as_numbers(traced: Collection[str]) -> Iterator[None]:
-    """Within it, an error of JAX over a traced value that is needed as a number says which ones to make static."""
+    """Within it, an error of JAX over a value that is needed as a number says which ones could be made static."""
     try:
         yield
     except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
         if not traced:
             raise
         raise TypeError(
-            f"one of the hyperparameters {sorted(traced)} is needed as a number where it is traced: make it static"
+            "a number is needed where values are traced; if it is one of the hyperparameters "
+            f"{sorted(traced)}, make it static: {str(error).splitlines()[0]}"
         ) from error
 
 

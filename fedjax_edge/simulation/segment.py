@@ -127,8 +127,9 @@ def initial_state(params: PyTree, variant: Variant, population: Population, *, p
     return jax.tree.map(_copy, state)
 
 
-def _copy(leaf: jax.Array) -> jax.Array:
+def _copy(leaf: jax.typing.ArrayLike) -> jax.Array:
     """Returns an array of its own, whose dtype is not weak: it would not be after a round, which would compile anew."""
+    leaf = jnp.asarray(leaf)
     return jnp.copy(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.array(leaf, leaf.dtype)
 
 

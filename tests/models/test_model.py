@@ -168,28 +168,17 @@ def test_integer_parameters_are_refused():
         from_linen(Integer(), EXAMPLE)
 
 
-class Constant(linen.Module):
-    value: object  # whose sum all weights are
-    tell: object
+def test_a_model_made_anew_sees_globals_anew():
+    scale = [1.0]
 
-    @linen.compact
-    def __call__(self, x):
-        self.tell(self.value)
-        return linen.Dense(8, kernel_init=linen.initializers.constant(sum(self.value)))(x)
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            return linen.Dense(8, kernel_init=linen.initializers.constant(scale[0]))(x)
 
-
-def test_equal_modules_share_what_is_compiled_for_their_parameters():
-    seen = []
-    models = [from_linen(Constant(value, seen.append), EXAMPLE) for value in ((1.0, 2.0), (1.0, 2.0), (1.0, 3.0))]
-    seen.clear()
-    weights = [model.init(jax.random.key(seed))["Dense_0"]["kernel"][0, 0] for model in models for seed in range(2)]
-    assert weights == [3, 3, 3, 3, 4, 4]
-    assert seen == [(1.0, 2.0), (1.0, 3.0)]
-
-
-def test_a_module_that_cannot_be_hashed_is_initialized_too():
-    model = from_linen(Constant(np.array([1.0, 2.0]), print), EXAMPLE)
-    assert (model.init(jax.random.key(0))["Dense_0"]["kernel"] == 3).all()
+    for scale[0] in (1.0, 2.0):
+        params = from_linen(Net(), EXAMPLE).init(jax.random.key(0))
+        assert (params["Dense_0"]["kernel"] == scale[0]).all()
 
 
 def test_partitioning_metadata_is_taken_off():

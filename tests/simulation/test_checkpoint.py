@@ -171,6 +171,8 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(linear,
     moved = fe.evaluation(linear.loss_fn, jax.tree.map(lambda column: column + 1, linear.population.columns))
     refused("another run: evaluation examples was '[0-9a-f]+', is '[0-9a-f]+'$", evaluation=moved)
     refused("sampler was 'PoissonSampling.*', is 'FixedSampling", sampler=fe.data.uniform(10, 5))
+    own = fe.core.Sampler(lambda key, number: linear.sampler.sample(key, number), *linear.sampler[1:])
+    refused("another run: sampler draws by was .*poisson.*, is .*", sampler=own)
     other = linear.scaffold(uplink=fe.compression.error_feedback(fe.compression.top_k(0.25)))
     refused(r"another run: algorithm was .*fraction=0\.5.*, is .*fraction=0\.25[^;]*$", algorithm=other)
     refused("state.*was.*is None", algorithm=linear.fedavg())

@@ -1,5 +1,6 @@
 """What runs are described by: all that may differ between them, and nothing that differs between processes."""
 
+import dataclasses
 import functools
 import os
 import subprocess
@@ -8,8 +9,10 @@ import sys
 import jax
 import numpy as np
 import optax
+from flax import linen
 
 import fedjax_edge as fe
+from fedjax_edge.simulation import identity
 from fedjax_edge.simulation.identity import describe_population, name_of
 
 
@@ -50,6 +53,36 @@ def by_default(factor):
     return lambda update, key, factor=factor: factor * update
 
 
+class Slots:
+    __slots__ = ("factor",)
+
+
+def with_slots(factor):
+    made = Slots()
+    made.factor = factor
+    return made
+
+
+@dataclasses.dataclass(eq=False)
+class Config:
+    weights: np.ndarray
+    tags: set
+
+
+class Net(linen.Module):
+    activation: object
+
+    @linen.compact
+    def __call__(self, x):
+        return self.activation(x)
+
+
+class Remembering:
+    @functools.cached_property
+    def factor(self):
+        return 2.0
+
+
 def unset():
     def late():
         return undefined
@@ -70,12 +103,32 @@ def test_components_are_described_by_what_they_are_made_of():
         lambda: scaling(2.0), lambda: scaling(3.0), lambda: scaling(2.0)[0], lambda: scaling(3.0)[0],
         lambda: Scaling(2.0), lambda: Scaling(3.0), lambda: Scaling(2.0).encode, lambda: Scaling(3.0).encode,
         lambda: by_default(2.0), lambda: by_default(3.0), unset,
+        lambda: jax.jit(Scaling(4.0).encode), lambda: jax.jit(functools.partial(Scaling.encode, Scaling(5.0))),
+        lambda: with_slots(2.0), lambda: with_slots(3.0),
+        lambda: Config(np.arange(5000), {"a", "b", "c"}), lambda: Config(np.arange(5000) // 4999, {"a", "b", "c"}),
+        lambda: Net(by_default(2.0)), lambda: Net(by_default(3.0)),
+        lambda: {None: 1.0, "a": 2.0, 3: 1.0}, lambda: {None: 1.0, "a": 2.0, 3: 2.0},
+        lambda: np.array(["cat", "dog"]), lambda: np.array(["cat", "cow"]),
+        lambda: np.array([np.ones(2), None], object), lambda: np.array([np.zeros(2), None], object),
+        lambda: np.random.default_rng(0),
         lambda: optax.cosine_decay_schedule(0.1, 5), lambda: optax.cosine_decay_schedule(0.2, 5),
         lambda: scaling({"a": np.arange(5000.0)}), lambda: scaling({"a": np.arange(5000.0) + (np.arange(5000) == 99)}),
     ]  # fmt: skip
     names = [name_of(make()) for make in made]
     assert len(set(names)) == len(names) and " at 0x" not in "".join(names)
     assert names == [name_of(make()) for make in made]
+
+
+def test_what_an_object_remembers_of_a_computation_does_not_describe_it():
+    first = Remembering()
+    before = name_of(first)
+    assert first.factor == 2.0 and name_of(first) == before
+
+
+def test_some_rows_describe_a_large_array(monkeypatch):
+    monkeypatch.setattr(identity, "LARGE", 100)
+    array = np.arange(3000.0)
+    assert name_of(array) != name_of(np.where(np.arange(3000) == 2999, 0, array)) != name_of(array[:2999])
 
 
 def test_what_many_share_is_described_once():

@@ -68,7 +68,7 @@ def test_a_number_that_is_needed_while_rounds_are_traced_is_named_too(linear, ru
     def make(fraction):
         return linear.fedavg(uplink=fe.compression.error_feedback(fe.compression.top_k(fraction)))
 
-    with pytest.raises(TypeError, match=r"one of the hyperparameters \['fraction'\] is needed as a number .* static"):
+    with pytest.raises(TypeError, match=r"a number is needed .* hyperparameters \['fraction'\], make it static: "):
         if sweeps:
             fe.sweep(
                 make, {"fraction": [0.25, 0.5]}, linear.params, linear.population, sampler=linear.sampler, rounds=1,
@@ -131,7 +131,7 @@ def test_a_float_that_must_be_a_number_is_named(linear, run):
     def make(learning_rate, epochs):
         return fe.algorithms.fedavg(linear.loss_fn, optax.sgd(learning_rate), batch_size=4, epochs=int(epochs))
 
-    with pytest.raises(TypeError, match=r"\['epochs', 'learning_rate'\] is needed as a number where it is traced"):
+    with pytest.raises(TypeError, match=r"one of the hyperparameters \['epochs', 'learning_rate'\], make it static"):
         run(make, hyperparameters={"learning_rate": 0.1, "epochs": 1.0})
     given = {"learning_rate": 0.1, "epochs": 2.0}
     assert run(make, hyperparameters=given, static=["epochs"]).history.rounds == run(linear.fedavg()).history.rounds
@@ -143,5 +143,5 @@ def test_whatever_needs_a_number_is_told_to_make_it_static(linear, run, needs_a_
         needs_a_number(learning_rate if isinstance(learning_rate, jax.Array) else 1)
         return linear.fedavg(learning_rate)
 
-    with pytest.raises(TypeError, match="is needed as a number where it is traced: make it static"):
+    with pytest.raises(TypeError, match=r"a number is needed where values are traced; .* make it static"):
         run(make, hyperparameters={"learning_rate": 0.1})

@@ -298,6 +298,18 @@ def test_weak_types_are_compiled_for_once(compilations):
     assert len(messages) == 1
 
 
+def test_states_may_begin_as_numbers_of_python():
+    server = fe.core.ServerUpdate(
+        init=lambda params: (params, 0),
+        broadcast=lambda state: state[0],
+        update=lambda state, aggregate: (jax.tree.map(jnp.add, state[0], aggregate), state[1] + 1),
+        params=lambda state: state[0],
+    )
+    client = fe.clients.local_sgd(squared_error, optax.sgd(0.05), batch_size=4, epochs=1)
+    result = run(fe.federated(client, server, fe.aggregation.weighted_mean()), rounds=3)
+    assert result.state.server[1] == 3
+
+
 RATE_OF_LOSS = 1.0
 
 

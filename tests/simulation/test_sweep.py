@@ -139,7 +139,7 @@ def test_a_float_may_be_static(linear, sweep):
     grid = {"learning_rate": [0.1], "probability": [0.3, 1.0]}
     result = sweep(make, grid, static=["probability"])
     np.testing.assert_array_equal(result.trials[1].history["clients"], 10)
-    with pytest.raises(TypeError, match="is needed as a number where it is traced: make it static"):
+    with pytest.raises(TypeError, match=r"a number is needed where values are traced; .* make it static"):
         sweep(make, grid)
 
 
