@@ -245,4 +245,7 @@ def received_under(codec: Transform, update: PyTree, keys: jax.Array) -> PyTree:
     """Returns what is received of one update under each key, leaves [draws, ...]."""
     transform = as_transform(codec)
     update = jax.tree.map(jnp.asarray, update)
-    return jax.vmap(lambda key: transform.apply(update, transform.init(update), key)[0])(keys)
+    received = jax.vmap(lambda key: transform.apply(update, transform.init(update), key)[0])(keys)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), received)
+    assert_same_kind("what is received", one, update)
+    return received

@@ -211,3 +211,11 @@ def test_error_feedback_that_loses_something(bug):
         AssertionError, match=r"after round \d, all that was received plus the memory, .* they differ by"
     ):
         assert_error_feedback_conserves(feedback(bug), ROUNDS, KEY)
+
+
+def test_a_codec_that_loses_a_leaf_is_neither_unbiased_nor_bounded():
+    update = {"a": jnp.linspace(-1, 1, 50), "b": jnp.ones(7)}
+    loses = Codec(lambda update, key: {"a": update["a"]}, lambda payload: payload)
+    for check in (assert_unbiased, lambda *arguments: assert_variance_bounded(*arguments[:2], 0.0, arguments[2])):
+        with pytest.raises(AssertionError, match="what is received: the structure is"):
+            check(loses, update, jax.random.key(0))
