@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fedjax_edge.core import checks
 
@@ -112,6 +113,10 @@ class RunConfig:
         for name in ("rounds", "eval_every", "checkpoint_every"):
             checks.integer(name, getattr(self, name))
         checks.integer("seed", self.seed, at_least=0, at_most=2**32 - 1)
+        if self.skew is not None:
+            checks.non_negative("skew", self.skew)
+        if not 0 < self.delta < 1:
+            raise ValueError(f"delta must be a number above 0 and below 1, got {self.delta!r}")
 
     def _check_combinations(self) -> None:
         text, natural = self.dataset == "shakespeare", self.partition == "natural"
@@ -145,15 +150,38 @@ class RunConfig:
         """Returns the configuration that `to_dict` made the options of.
 
         Raises:
-          ValueError: for options that do not exist.
+          ValueError: for options that do not exist, or values that they do not take.
         """
         unknown = set(options) - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"unknown options {sorted(unknown)}; valid are {[field.name for field in fields(cls)]}")
         paths = {name: Path(options[name]) for name in ("data_dir", "out") if options.get(name) is not None}
+        kinds = get_type_hints(cls)
+        for name, value in (options | paths).items():
+            if not _is_one(value, kinds[name]):
+                raise ValueError(f"{name} must be {_in_words(kinds[name])}, got {value!r}")
         return cls(**{**options, **paths})
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the options as JSON has them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+def _is_one(value: Any, kind: Any) -> bool:
+    """Returns whether a value is of an option's kind: one of some words, a type, or a union of these."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_args(kind):
+        return any(_is_one(value, one) for one in get_args(kind))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    if get_args(kind):
+        return " or ".join(map(_in_words, get_args(kind)))
+    return "None" if kind is NoneType else kind.__name__

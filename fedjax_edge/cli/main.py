@@ -72,7 +72,7 @@ def parse(arguments: list[str], command: str = "run") -> tuple[RunConfig, argpar
     others.add_argument("--config", type=Path)
     others.add_argument("--resume", type=Path)
     if command == "sweep":
-        others.add_argument("--grid", nargs="+")
+        others.add_argument("--grid", nargs="+", action="extend")
         others.add_argument("--seeds")
     given, options = others.parse_known_args(arguments)
     if given.config is not None and given.resume is not None:
@@ -87,6 +87,10 @@ def parse(arguments: list[str], command: str = "run") -> tuple[RunConfig, argpar
         return config, given
     if config.out is not None:
         raise ValueError(f"out={config.out}: the results of what is resumed go to {given.resume}")
+    begun = default.identity()
+    for name, value in config.identity().items():
+        if value != begun[name]:
+            raise ValueError(f"{name}={value!r}: what {given.resume} holds was begun with {begun[name]!r}; start anew")
     return replace(config, out=given.resume), given
 
 

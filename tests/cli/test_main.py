@@ -108,7 +108,7 @@ def test_a_run_that_was_stopped_resumes_to_the_result_of_one_that_was_not(first_
     elsewhere = fedjax_edge("run", "--resume", tmp_path / "run", "--out", tmp_path / "elsewhere")
     assert "the results of what is resumed go to" in elsewhere.stderr and not (tmp_path / "elsewhere").exists()
     other = fedjax_edge("run", "--resume", tmp_path / "run", "--rounds", "2", "--client-learning-rate", "0.2")
-    assert "is of another run: config client_learning_rate was 0.1, is 0.2" in other.stderr
+    assert "client_learning_rate=0.2: what" in other.stderr and "was begun with 0.1; start anew" in other.stderr
     assert (tmp_path / "run" / "config.json").read_bytes() == options
     resumed = fedjax_edge("run", "--resume", tmp_path / "run", "--rounds", "2")
     assert resumed.returncode == 0, resumed.stderr
@@ -136,13 +136,17 @@ def test_a_sweep_leaves_a_table_and_a_picture_and_is_not_run_twice(tmp_path):
     resumed = fedjax_edge("sweep", "--resume", tmp_path / "sweep")
     assert resumed.returncode == 0, resumed.stderr
     assert rows(tmp_path / "sweep", "sweep.csv") == table and "over 2 seeds" in resumed.stdout
-    one = ["--grid", "client-learning-rate=0.05,0.1", "--seeds", "0"]
-    other = fedjax_edge("sweep", *one, "--local-epochs", "2", "--accounted-only", "--resume", tmp_path / "sweep")
-    assert other.returncode == 0, other.stderr
-    changed = rows(tmp_path / "sweep", "sweep.csv")
+    refused = fedjax_edge("sweep", "--batch-size", "50", "--resume", tmp_path / "sweep")
+    assert refused.returncode and "batch_size=50: what" in refused.stderr and "start anew" in refused.stderr
+    assert rows(tmp_path / "sweep", "sweep.csv") == table
+    one = ["--grid", "client-learning-rate=0.05,0.1", "--grid", "bits=8", "--seeds", "0"]
+    fewer = fedjax_edge("sweep", *one, "--resume", tmp_path / "sweep")
+    assert fewer.returncode == 0, fewer.stderr
     assert not (tmp_path / "sweep" / "heat_map.png").exists()  # there is none of one side
-    assert {row["train_loss"] for row in changed} == {""}
-    assert changed[0]["test_loss"] not in {row["test_loss"] for row in table}
+    assert rows(tmp_path / "sweep", "sweep.csv") == [row for row in table if row["bits"] == "8" and row["seed"] == "0"]
+    other = fedjax_edge("sweep", *SHORT, *one[:2], "--accounted-only", "--out", tmp_path / "other")
+    assert other.returncode == 0, other.stderr
+    assert {row["train_loss"] for row in rows(tmp_path / "other", "sweep.csv")} == {""}
 
 
 def test_without_privacy_it_says_so_and_the_default_folder_is_new(tmp_path):
