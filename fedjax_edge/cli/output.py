@@ -69,7 +69,7 @@ def read_record(path: str | os.PathLike) -> dict[str, Any]:
     """
     try:
         return json.loads(Path(path).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"config={path} is not the config.json of a run: {error!r}") from error
 
 

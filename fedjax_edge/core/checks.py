@@ -72,7 +72,10 @@ def is_hashable(value: Any) -> bool:
 
 
 def columns(name: str, tree: PyTree) -> int:
-    """Returns the common length of all columns, leaves [examples, ...]; raises ValueError for others, or for none."""
+    """Returns the common length of all columns, leaves [examples, ...]; raises ValueError for others, or for none.
+
+    So it does for 64-bit integers that JAX, which makes them 32-bit ones, would change.
+    """
     lengths = {
         jax.tree_util.keystr(path): (np.shape(leaf) or (None,))[0]
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -82,6 +85,14 @@ def columns(name: str, tree: PyTree) -> int:
     length = next(iter(lengths.values()))
     if length == 0:
         raise ValueError(f"{name}: no examples; leave such clients out")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, np.ndarray) and leaf.dtype in (np.int64, np.uint64) and leaf.size:
+            held = jnp.iinfo(jax.dtypes.canonicalize_dtype(leaf.dtype))
+            if leaf.min() < held.min or leaf.max() > held.max:
+                raise ValueError(
+                    f"{name}{jax.tree_util.keystr(path)} must hold integers from {held.min} to {held.max}, got "
+                    f"some from {leaf.min()} to {leaf.max()}"
+                )
     return length
 
 

@@ -31,7 +31,11 @@ def find_trial(directory: Path | None, description: Mapping[str, Any]) -> Histor
     if directory is None:
         return None
     path = _path(directory, description)
-    saved = agreed(json.loads(path.read_text())["history"] if path.exists() else None)
+    try:
+        stored = json.loads(path.read_text())["history"] if path.exists() else None
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: remove it, and its trial will be run again ({error})") from error
+    saved = agreed(stored)
     return None if saved is None else History(saved)
 
 

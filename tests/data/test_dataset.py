@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fedjax_edge as fe
 from fedjax_edge.data import dataset
 from fedjax_edge.data.dataset import from_arrays, from_client_arrays, from_partition
 
@@ -192,3 +193,24 @@ def test_more_examples_than_an_int32_counts_are_refused():
     assert dataset._build({}, np.array([2**30, 2**30 - 1])).offsets[-1] == 2**31 - 1
     with pytest.raises(ValueError, match=r"fewer than 2\^31 examples, got 2147483648"):
         dataset._build({}, np.array([2**30, 2**30]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda columns: fe.data.from_arrays(columns, ["a", "a", "b"]),
+        lambda columns: fe.data.from_partition(columns, [np.arange(3)]),
+        lambda columns: fe.evaluation(len, columns),
+    ],
+)
+def test_integers_that_32_bits_do_not_hold_are_refused(make):
+    for label in (2**31, -(2**31) - 1):
+        columns = {"x": np.arange(3), "label": np.array([0, 1, label])}
+        with pytest.raises(
+            ValueError, match=r"columns\['label'\] must hold integers from -2147483648 to 2147483647, got"
+        ):
+            make(columns)
+    unsigned = {"label": np.array([0, 1, 2**32], np.uint64)}
+    with pytest.raises(ValueError, match=r"columns\['label'\] must hold integers from 0 to 4294967295, got"):
+        make(unsigned)
+    fe.evaluation(len, {"label": np.array([2**31 - 1, -(2**31)]), "other": np.array([2**32 - 1, 0], np.uint64)})

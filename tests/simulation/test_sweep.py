@@ -292,6 +292,14 @@ def test_trials_that_are_described_alike_have_no_directory(linear, sweep, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_damaged_trial_is_named(linear, sweep, tmp_path):
+    sweep(linear.fedavg, {"learning_rate": RATES[:1]}, rounds=1, directory=tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(ValueError, match=f"{path} is damaged: remove it, and its trial will be run again"):
+        sweep(linear.fedavg, {"learning_rate": RATES[:1]}, rounds=1, directory=tmp_path)
+
+
 def test_trials_are_found_again_only_for_what_they_were_trained_and_evaluated_on(linear, sweep, tmp_path):
     def last(rate=0.1, batch_size=4, evaluation=linear.evaluation, directory=tmp_path):
         def make(schedule):
