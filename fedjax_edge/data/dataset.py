@@ -56,7 +56,12 @@ class FederatedDataset:
         return client
 
     def client_columns(self, client: int) -> PyTree:
-        """Returns one client's own rows on the host, leaves [size, ...]; for looking, not for training."""
+        """Returns one client's own rows on the host, leaves [size, ...]; for looking, not for training.
+
+        Raises:
+          ValueError: for a client that there is not.
+        """
+        checks.integer("client", client, at_least=0, at_most=self.num_clients - 1)
         rows = slice(int(self.offsets[client]), int(self.offsets[client + 1]))
         return jax.tree.map(lambda column: np.asarray(column)[rows], self.columns)
 

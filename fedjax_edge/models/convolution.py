@@ -67,6 +67,7 @@ def conv_general_dilated(
         ValueError: for channels that do not come last or do not match, for groups that do not divide the features, for
             groups of the batch, for explicit sharding, for strides, padding or dilation that are not one positive
             number (or pair) for each spatial axis, for padding by name of a dilated input (as in lax).
+        TypeError: for arrays of unlike dtypes (as in lax).
 
     References:
         Chellapilla, Puri and Simard 2006, High Performance Convolutional Neural Networks for Document Processing,
@@ -82,8 +83,13 @@ def conv_general_dilated(
     _check_supported(lhs, rhs, dimension_numbers, feature_group_count, batch_group_count, out_sharding)
     geometry = _geometry(lhs, rhs, window_strides, padding, lhs_dilation, rhs_dilation)
     options = dict(precision=precision, preferred_element_type=preferred_element_type)
-    if not is_cpu():
+
+    def native(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(lhs, rhs, *geometry, dimension_numbers, feature_group_count, **options)
+
+    is_empty = 0 in jax.eval_shape(native, lhs, rhs).shape  # such as where the window does not fit
+    if is_empty or not is_cpu():
+        return native(lhs, rhs)
     convolve = functools.partial(_convolve, geometry=geometry, **options)
     if feature_group_count == 1:
         return convolve(lhs, rhs)

@@ -156,6 +156,7 @@ def sweep(
             if histories is None:
                 break
             for i, history in zip(batch, histories, strict=True):
+                _check_names(jobs[i].hyperparameters, history)
                 save_trial(directory, descriptions[i], history)
                 found[i] = history
     trials = tuple(Trial(jobs[i].hyperparameters, jobs[i].seed, found[i]) for i in sorted(found))
@@ -177,13 +178,18 @@ def _configurations(grid: Mapping | Sequence, seeds: Sequence[int]) -> list[dict
         check_hashable(name, value)
     if any(one in configurations[:i] for i, one in enumerate(configurations)):
         raise ValueError(f"a configuration comes twice in {grid!r}")
-    for name in set().union(*configurations) & set(COLUMNS):
-        raise ValueError(f"a hyperparameter must not be named as one of the table's columns {COLUMNS}, got {name!r}")
+    for configuration in configurations:
+        _check_names(configuration, COLUMNS)
     for seed in seeds:
         checks.integer("seed", seed, at_least=0, at_most=2**32 - 1)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"a seed comes twice in {seeds!r}")
     return configurations
+
+
+def _check_names(hyperparameters: Collection[str], columns: Collection[str]) -> None:
+    for name in set(hyperparameters) & set(columns):
+        raise ValueError(f"a hyperparameter must not be named as one of the table's columns {[*columns]}, got {name!r}")
 
 
 def _plain(value: Any) -> Any:

@@ -214,3 +214,10 @@ def test_integers_that_32_bits_do_not_hold_are_refused(make):
     with pytest.raises(ValueError, match=r"columns\['label'\] must hold integers from 0 to 4294967295, got"):
         make(unsigned)
     fe.evaluation(len, {"label": np.array([2**31 - 1, -(2**31)]), "other": np.array([2**32 - 1, 0], np.uint64)})
+
+
+def test_there_are_no_columns_of_a_client_that_there_is_not():
+    data = from_arrays({"x": np.arange(3)}, ["a", "b", "a"])
+    for client in (-1, 2):
+        with pytest.raises(ValueError, match=f"client must be an integer from 0 to 1, got {client}"):
+            data.client_columns(client)

@@ -187,6 +187,15 @@ def test_flax_layers_take_it(options):
     np.testing.assert_allclose(build(conv_general_dilated=conv_general_dilated)(x), build()(x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("size", "strides"), [(1, 1), (2, 2), (2, 1), (3, 1)])
+def test_a_window_that_does_not_fit_gives_what_lax_gives(size, strides):
+    numbers = dict(window_strides=(strides, strides), padding="VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    lhs, rhs = jnp.ones((2, size, size, 3)), jnp.ones((3, 3, 3, 4))
+    assert conv_general_dilated(lhs, rhs, **numbers).shape == lax.conv_general_dilated(lhs, rhs, **numbers).shape
+    with pytest.raises(TypeError, match="same dtype"):
+        conv_general_dilated(lhs.astype(jnp.bfloat16), rhs, **numbers)
+
+
 def test_preferred_element_type_is_the_dtype_of_the_result():
     lhs, rhs = normal(0, (1, 4, 4, 2)).astype(jnp.bfloat16), normal(1, (3, 3, 2, 2)).astype(jnp.bfloat16)
     options = dict(window_strides=(1, 1), padding="SAME", dimension_numbers=SPECS[2])

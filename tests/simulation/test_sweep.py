@@ -292,6 +292,12 @@ def test_trials_that_are_described_alike_have_no_directory(linear, sweep, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_hyperparameter_is_not_named_as_a_metric(linear, sweep, tmp_path):
+    with pytest.raises(ValueError, match=r"must not be named as one of the table's columns .*, got 'test_loss'"):
+        sweep(lambda test_loss: linear.fedavg(test_loss), {"test_loss": RATES[:1]}, rounds=1, directory=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_trial_is_named(linear, sweep, tmp_path):
     sweep(linear.fedavg, {"learning_rate": RATES[:1]}, rounds=1, directory=tmp_path)
     (path,) = tmp_path.iterdir()
