@@ -6,6 +6,7 @@ from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from fedjax_edge.core import checks
+from fedjax_edge.privacy.accounting import check_delta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +116,7 @@ class RunConfig:
         checks.integer("seed", self.seed, at_least=0, at_most=2**32 - 1)
         if self.skew is not None:
             checks.non_negative("skew", self.skew)
-        if not 0 < self.delta < 1:
-            raise ValueError(f"delta must be a number above 0 and below 1, got {self.delta!r}")
+        check_delta(self.delta)
 
     def _check_combinations(self) -> None:
         text, natural = self.dataset == "shakespeare", self.partition == "natural"

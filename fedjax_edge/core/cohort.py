@@ -21,8 +21,8 @@ def check_sampler(sampler: Sampler, num_clients: int) -> None:
     described = sampler.sampling
     if described is None:
         return
-    too_many = getattr(described, "cohort_size", 0) > sampler.width
-    if described.num_clients != num_clients or too_many:
+    cohort_size = getattr(described, "cohort_size", sampler.width)  # where it is fixed, chance counts on just so many
+    if (described.num_clients, cohort_size) != (num_clients, sampler.width):
         raise PrivacyError(
             f"the sampler draws at most {sampler.width} of {num_clients} clients, and describes itself as {described}"
         )

@@ -52,8 +52,8 @@ def test_samplers_describe_themselves_as_what_they_are():
     with pytest.raises(ValueError, match=r"sampler\.width must be an integer of at least 1, got 0"):
         check_sampler(sampler(np.arange(0)), 6)
     for false in (
-        FixedSampling(600, 2), FixedSampling(6, 3), PoissonSampling(7, 0.5, 0.0), FullParticipation(5),
-        CyclicSampling(6, 3),
+        FixedSampling(600, 2), FixedSampling(6, 3), FixedSampling(6, 1), CyclicSampling(6, 3), CyclicSampling(6, 1),
+        PoissonSampling(7, 0.5, 0.0), FullParticipation(5),
     ):  # fmt: skip
         with pytest.raises(PrivacyError, match="the sampler draws at most 2 of 6 clients, and describes itself as"):
             check_sampler(sampler(np.arange(2), sampling=false), 6)
