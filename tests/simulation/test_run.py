@@ -306,8 +306,9 @@ def test_states_may_begin_as_numbers_of_python():
         params=lambda state: state[0],
     )
     client = fe.clients.local_sgd(squared_error, optax.sgd(0.05), batch_size=4, epochs=1)
-    result = run(fe.federated(client, server, fe.aggregation.weighted_mean()), rounds=3)
-    assert result.state.server[1] == 3
+    for plan in (fe.make_plan(), TWO_DEVICES):
+        result = run(fe.federated(client, server, fe.aggregation.weighted_mean()), rounds=3, plan=plan)
+        assert result.state.server[1] == 3
 
 
 RATE_OF_LOSS = 1.0
@@ -317,9 +318,15 @@ def global_loss(params, batch, key):
     return RATE_OF_LOSS * squared_error(params, batch, key)[0]
 
 
-def test_an_algorithm_made_anew_sees_globals_anew(monkeypatch):
+def global_update(params, examples, state, key):
+    return ClientOutput(jax.tree.map(lambda leaf: leaf + RATE_OF_LOSS, params), jnp.float32(1), state, {})
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_an_algorithm_made_anew_sees_globals_anew(monkeypatch, own):
     def trained():
         client = fe.clients.local_sgd(global_loss, optax.sgd(0.01), batch_size=4, epochs=1)
+        client = ClientUpdate(lambda params: (), global_update) if own else client
         return run(fe.federated(client, optax.sgd(1.0), fe.aggregation.weighted_mean()), rounds=1).params["b"]
 
     first = trained()
