@@ -23,7 +23,7 @@ from fedjax_edge.core.protocols import (
     UpdateTransform,
 )
 from fedjax_edge.core.round import federated
-from fedjax_edge.core.transforms import IDENTITY
+from fedjax_edge.core.transforms import IDENTITY, as_transform
 from fedjax_edge.core.trees import at_least_float32
 
 
@@ -49,7 +49,10 @@ def scaffold(
     """Returns SCAFFOLD with plain SGD steps, corrected by `server control - client control`.
 
     Each client keeps its control variate between its rounds (Option II of the algorithm); two things are broadcast
-    and two aggregated, the parameters' changes over the cohort, the controls' changes over the population.
+    and two aggregated, the parameters' changes over the cohort, the controls' changes over the population. After a
+    lossy uplink a client's control moves by what the server received of its change, or, where the uplink has a memory
+    (`error_feedback`), by all of it. So the server's control stays the mean of the clients', but for what they have yet
+    to send; otherwise the model would end elsewhere than without loss.
 
     Args:
       loss_fn: `loss_fn(params, batch, key)` gives one loss per example.
@@ -69,6 +72,7 @@ def scaffold(
     checks.positive("server_learning_rate", server_learning_rate)
     checks.integer("num_clients", num_clients)
     train = local_training(loss_fn, optax.sgd(learning_rate), batch_size=batch_size, epochs=epochs, steps=steps)
+    uplink = as_transform(uplink)
 
     def client_update(server: ParamsAndControl, examples: Examples, control: PyTree, key: jax.Array) -> ClientOutput:
         def corrected(gradient: PyTree, params: PyTree) -> PyTree:  # line 10
@@ -83,8 +87,15 @@ def scaffold(
             server.control,
             change,
         )
-        update = ParamsAndControl(change, optax.tree.sub(new_control, control))  # line 13
-        return ClientOutput(update, examples.size.astype(jnp.float32), new_control, trained.metrics)
+        update = ParamsAndControl(change, optax.tree.sub(new_control, control))
+        return ClientOutput(update, examples.size.astype(jnp.float32), (control, new_control), trained.metrics)
+
+    def settle(controls: tuple[PyTree, PyTree], received: ParamsAndControl) -> PyTree:  # line 13
+        before, after = controls
+        if jax.tree.leaves(jax.eval_shape(uplink.init, received)):  # what was lost is remembered, and sent later
+            return after
+        moved = optax.tree.add(at_least_float32(before), at_least_float32(received.control))
+        return optax.tree.cast_like(moved, before)
 
     def server_update(server: ParamsAndControl, aggregate: ParamsAndControl) -> ParamsAndControl:  # line 17
         wide = at_least_float32(server)
@@ -92,7 +103,7 @@ def scaffold(
         return optax.tree.cast_like(ParamsAndControl(params, optax.tree.add(wide.control, aggregate.control)), server)
 
     algorithm = federated(
-        client=ClientUpdate(init=optax.tree.zeros_like, update=client_update),
+        client=ClientUpdate(optax.tree.zeros_like, client_update, settle),
         server=ServerUpdate(
             init=lambda params: ParamsAndControl(params, optax.tree.zeros_like(params)),
             broadcast=lambda server: server,

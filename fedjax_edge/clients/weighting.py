@@ -25,4 +25,4 @@ def with_weights(client: ClientUpdate, weights: np.ndarray | jax.Array) -> Clien
             weight=table.at[examples.client].get(mode="fill", fill_value=jnp.nan)
         )
 
-    return ClientUpdate(client.init, update)
+    return client._replace(update=update)

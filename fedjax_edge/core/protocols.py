@@ -70,11 +70,21 @@ class ClientOutput(NamedTuple):
     metrics: dict[str, Mean]
 
 
+def keep_state(state: PyTree, received: PyTree) -> PyTree:
+    """Returns `state`: most clients need not know what became of their updates."""
+    return state
+
+
 class ClientUpdate(NamedTuple):
-    """What a device does with the broadcast and its own examples."""
+    """What a device does with the broadcast and its own examples.
+
+    `settle(state, received) -> client_state`: what stays on the client, of the state that `update` returned, once it
+    knows its update as the server received it.
+    """
 
     init: Callable[[PyTree], PyTree]  # (params) -> client_state
     update: Callable[[PyTree, Examples, PyTree, jax.Array], ClientOutput]  # (broadcast, examples, client_state, key)
+    settle: Callable[[PyTree, PyTree], PyTree] = keep_state
 
 
 class UpdateTransform(NamedTuple):

@@ -65,7 +65,8 @@ def federated(
 
     A client whose update as received, contribution or own new state holds a NaN or an infinity is rejected: it adds
     nothing to any sum, weights and metrics included, its states stay as they were, and the record counts it. So is one
-    that the population does not have. A metric that is not finite is left out by itself.
+    that the population does not have. A metric that is not finite is left out by itself. Where the uplink adds a
+    mechanism's noise, a weight or a new state rejects nobody: its client's states stay as they were, and no more.
 
     Args:
       client: what each device does.
@@ -104,14 +105,15 @@ def federated(
     def one_client(shared: tuple, slot: tuple, active: jax.Array) -> tuple[PyTree, PyTree]:
         message, population, aggregator_state, round_key = shared
         client_id, is_known, client_state, uplink_state, bits_down = slot
+        key_of = partial(derive, round_key, client_id)
         examples = population.examples(client_id)
         examples = examples._replace(size=jnp.where(active & is_known, examples.size, 0))
-
-        output = train(unbundle(message), examples, client_state, derive(round_key, client_id, ClientStream.TRAINING))
-        uplink_key = derive(round_key, client_id, ClientStream.UPLINK)
-        received, memory, bits = uplink.apply(output.update, uplink_state, uplink_key)
+        output = train(unbundle(message), examples, client_state, key_of(ClientStream.TRAINING))
+        received, memory, bits = uplink.apply(output.update, uplink_state, key_of(ClientStream.UPLINK))
         contribution = bundle(aggregator.contribution(received, output.weight, aggregator_state))
-        counts = is_known & is_finite((bundle(received), output.weight, contribution, output.state, memory))
+        states = (client.settle(output.state, received), memory)
+        counts, keeps = is_known & is_finite((bundle(received), contribution)), is_finite((output.weight, states))
+        counts &= keeps | (uplink.accountant is not None)  # to leave out a client's noise would tell of its data
 
         record = RoundRecord(
             metrics={name: zero_unless(counts & is_finite(mean), mean) for name, mean in output.metrics.items()},
@@ -122,7 +124,7 @@ def federated(
         )
         contribution = zero_unless(counts, contribution)
         summed, stacked = (None, contribution) if aggregator.stacked else (contribution, None)
-        return (summed, record), (stacked, counts, (output.state, memory))
+        return (summed, record), (stacked, counts, (states, counts & keeps))
 
     def round_(
         state: RoundState, cohort: Cohort, population: Population, plan: Plan | None = None
@@ -142,15 +144,14 @@ def federated(
         known = (cohort.ids >= 0) & (cohort.ids < population.num_clients)
         slots = (cohort.ids, known, client_states, uplink_states, bits_down)
         cost = jnp.where(cohort.present & known, population.size(cohort.ids), 0)
-
         if aggregator.stacked:
             _check_stack_fits(one_client, shared, slots, plan)
-        (total, record), (rows, counts, states) = map_clients(one_client, shared, slots, cohort.present, plan, cost)
+        (total, record), (rows, counts, kept) = map_clients(one_client, shared, slots, cohort.present, plan, cost)
 
         total = Stacked(unbundle(rows), counts) if aggregator.stacked else unbundle(total)
         server_key = derive(state.key, RunStream.SERVER, state.round)
         aggregate, aggregator_state = aggregator.finish(total, state.aggregator, server_key)
-        clients, memories = scatter((state.clients, state.uplink), state_rows, states, counts)
+        clients, memories = scatter((state.clients, state.uplink), state_rows, *kept)
         return RoundState(
             server=server.update(state.server, aggregate),
             clients=clients,

@@ -73,8 +73,8 @@ def discrete_gaussian(
     - It trusts the devices to clip and to add noise, and the sum to be all that anyone sees. Codecs may come before the
       mechanism: `chain(top_k(0.1), mechanism.uplink)`. Nothing may follow it, since what alters a device's share of the
       noise alters more than the sum: `chain` refuses it, and a transform of one's own that does so has no such claim.
-    - A device that is rejected for what is not its update (a weight, or a state such as a memory before the mechanism,
-      that is not finite) takes its share of the noise with it.
+    - What is not its update (a weight, or a state such as a memory before the mechanism, that is not finite) rejects
+      no device: it would take its share of the noise with it. Its states stay as they were.
     - The rotation is the same in every round. It is there for accuracy, not for privacy.
     - Draws differ from the law by 1e-24 in total variation at most (see `integer_noise`); delta pays for it.
 

@@ -41,9 +41,8 @@ def local_gaussian(clip_norm: PyTree, noise_multiplier: float | jax.Array, denom
 
     - Weights are not used: how many examples a device holds depends on its data, and so would a weighted mean.
     - Whatever comes after (a codec: `chain(mechanism.uplink, stochastic_uniform(8))`) costs no privacy, a memory such
-      as that of `error_feedback` included. Before it a memory would show an update that is not finite: the device would
-      be rejected for what it remembers. Whatever a device sends besides, such as the losses of a run's history, is not
-      covered.
+      as that of `error_feedback` included. A memory before it stays as it was where an update is not finite. Whatever a
+      device sends besides, such as the losses of a run's history, is not covered.
     - The noise on the mean is `sqrt(denominator)` times what `gaussian_mean` adds for the same multiplier.
 
     Args:

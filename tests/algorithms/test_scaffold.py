@@ -7,12 +7,13 @@ import optax
 import pytest
 
 from fedjax_edge.algorithms import fedavg, scaffold
-from fedjax_edge.core import make_plan
+from fedjax_edge.compression import error_feedback, power_sgd, random_k, stochastic_uniform, top_k
+from fedjax_edge.core import chain, make_plan
 from fedjax_edge.core.keys import ClientStream, TrainingStream, client_key, derive
 from fedjax_edge.core.permutation import permutation
 from fedjax_edge.core.protocols import Cohort
 from fedjax_edge.data.dataset import from_client_arrays, from_partition
-from fedjax_edge.data.samplers import cyclic, everyone
+from fedjax_edge.data.samplers import cyclic, everyone, uniform
 from fedjax_edge.simulation import run
 
 KEY = jax.random.key(8)
@@ -170,6 +171,37 @@ def test_nobody_changes_nothing():
     assert_trees_close(after.server, before.server, rtol=0)
     assert_trees_close(after.clients, before.clients, rtol=0)
     assert (record.clients, after.round) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("uplink", "remembers"),
+    [
+        (stochastic_uniform(4), False),
+        (random_k(0.5), False),
+        (top_k(0.5), False),
+        (error_feedback(top_k(0.5)), True),
+        (power_sgd(1), True),
+    ],
+)
+def test_after_lossy_uplinks_the_servers_control_is_the_mean_of_the_clients(uplink, remembers):
+    params, data = problem()
+    algorithm = scaffold(squared_loss, 0.05, num_clients=5, batch_size=None, steps=3, uplink=uplink)
+    state = run(algorithm, params, data, sampler=uniform(5, 2), rounds=12, key=KEY, progress=False).state
+    unsent = state.uplink.memory.control if hasattr(state.uplink, "memory") else state.uplink
+    unsent = jax.tree.map(lambda leaf: leaf.mean(0), getattr(unsent, "control", unsent)) if remembers else None
+    kept = jax.tree.map(lambda leaf: leaf.mean(0), state.clients)
+    assert_trees_close(optax.tree.sub(kept, unsent) if remembers else kept, state.server.control, rtol=1e-4, atol=1e-5)
+
+
+def test_a_lossy_uplink_does_not_move_the_optimum():
+    params, data = problem()
+
+    def loss_of(uplink):
+        algorithm = scaffold(squared_loss, 0.05, num_clients=5, batch_size=None, steps=3, uplink=uplink)
+        options = dict(sampler=uniform(5, 3), rounds=300, key=KEY, progress=False)
+        return run(algorithm, params, data, **options).params
+
+    assert_trees_close(loss_of(stochastic_uniform(4)), loss_of(chain()), rtol=0, atol=1e-4)
 
 
 def test_narrow_parameters_stay_narrow():

@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from fedjax_edge.clients import with_weights
 from fedjax_edge.core import (
     Aggregator,
     ClientOutput,
@@ -16,11 +17,13 @@ from fedjax_edge.core import (
     Plan,
     RunStream,
     UpdateTransform,
+    chain,
     derive,
     federated,
 )
 from fedjax_edge.core.round import RoundState
 from fedjax_edge.data import from_client_arrays
+from fedjax_edge.privacy import local_gaussian
 
 pytestmark = pytest.mark.usefixtures("optimized")
 
@@ -165,6 +168,29 @@ def test_a_memory_that_is_not_finite_rejects_its_client(population):
     spoilt = UpdateTransform(lambda update: update, lambda update, state, key: (update, state * jnp.nan, None))
     _, record = one_round(federated(sends(client_number), optax.sgd(1.0), summing(), spoilt), population, cohort_of(0))
     assert record.rejected == 1
+
+
+def test_a_mechanisms_noise_arrives_whatever_a_state_or_a_weight_holds(population):
+    mechanism = local_gaussian(1.0, 1.0, denominator=1.0)
+    spoilt = UpdateTransform(lambda update: update, lambda update, state, key: (update, state * jnp.nan, None))
+    clients = {
+        "memory": (sends(client_number), chain(spoilt, mechanism.uplink)),
+        "state": (sends(client_number, jnp.float32(0))._replace(settle=lambda *_: jnp.nan), mechanism.uplink),
+        "weight": (with_weights(sends(client_number), [1, 1, 1]), mechanism.uplink),  # not for client 3
+    }
+    for client, uplink in clients.values():
+        algorithm = federated(client, optax.sgd(1.0), mechanism.aggregator, uplink)
+        state, record = one_round(algorithm, population, cohort_of(3))
+        assert record.rejected == 0 and (state.server[0] != 0).all()
+        before = algorithm.init(jnp.zeros(2), jax.random.key(0), population)
+        chex.assert_trees_all_equal((state.clients, state.uplink), (before.clients, before.uplink))
+
+
+def test_a_client_may_settle_for_what_the_server_received(population):
+    client = sends(client_number, jnp.zeros(2))._replace(settle=lambda state, received: state + received)
+    half = UpdateTransform(lambda update: (), lambda update, state, key: (update / 2, state, None))
+    state, _ = one_round(federated(client, optax.sgd(1.0), summing(), half), population, cohort_of(3, 0))
+    np.testing.assert_array_equal(state.clients[:, 0], [1 + 1 / 2, 0, 0, 1 + 4 / 2, 0])
 
 
 def test_nobody_present_changes_nothing(population):
