@@ -22,6 +22,8 @@ class Levels(NamedTuple):
 def stochastic_levels(levels: int, scale_of: Callable[[jax.Array], jax.Array]) -> Codec:
     """Returns the unbiased codec with `2 * levels + 1` levels up to `scale_of(values)`, at least the largest magnitude.
 
+    Unbiased to 2^-23 of a level, as draws have 23 bits: of numbers that are less than that, it sends too many.
+
     A leaf costs `ceil(log2(2 * levels + 1))` bits a number, in whole bytes, and 32 for the scale.
     """
     bits = (2 * levels).bit_length()

@@ -126,13 +126,14 @@ def _is_factors(node: PyTree) -> bool:
     return isinstance(node, Factors)
 
 
-def _gets_smaller(shape: tuple[int, ...], rank: int) -> bool:
-    return len(shape) > 1 and rank * (math.prod(shape[:-1]) + shape[-1]) < math.prod(shape)
+def _gets_smaller(leaf: jax.Array, rank: int) -> bool:
+    *rows, columns = leaf.shape or (0,)
+    return leaf.ndim > 1 and 32 * rank * (math.prod(rows) + columns) < size_in_bits(leaf)
 
 
 def _no_rights(update: PyTree, rank: int) -> tuple[jax.Array, ...]:
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(update)]
-    return tuple(jnp.zeros((shape[-1], rank), jnp.float32) for shape in shapes if _gets_smaller(shape, rank))
+    leaves = map(jnp.asarray, jax.tree.leaves(update))
+    return tuple(jnp.zeros((leaf.shape[-1], rank), jnp.float32) for leaf in leaves if _gets_smaller(leaf, rank))
 
 
 def _encode(update: PyTree, rights: tuple[jax.Array, ...], rank: int, key: jax.Array) -> PyTree:
@@ -140,7 +141,7 @@ def _encode(update: PyTree, rights: tuple[jax.Array, ...], rank: int, key: jax.A
     leaves, structure = jax.tree.flatten(update)
     starts, payload = iter(enumerate(rights)), []
     for leaf in map(jnp.asarray, leaves):
-        if _gets_smaller(leaf.shape, rank):
+        if _gets_smaller(leaf, rank):
             position, right = next(starts)
             matrix = leaf.astype(jnp.float32).reshape(-1, leaf.shape[-1])
             payload.append(_iterate(matrix, right, jax.random.fold_in(key, position), leaf.shape, leaf.dtype))

@@ -30,8 +30,9 @@ def stochastic_uniform(bits: int) -> Codec:
     """Returns the codec that rounds each number at random to one of the `2**bits` levels that span its leaf.
 
     A number goes to one of its two neighbours on the grid from the leaf's minimum to its maximum, to each with the
-    probability that makes the expectation exact. A leaf of `n` numbers costs `n * bits` bits, in whole bytes, and 64
-    for its grid. Variance: at most `(step / 2)**2` a number, `step = (max - min) / (2**bits - 1)`.
+    probability that makes the expectation exact, to 2^-23 of a step (draws have 23 bits). A leaf of `n` numbers costs
+    `n * bits` bits, in whole bytes, and 64 for its grid. Variance: at most `(step / 2)**2` a number, `step = (max -
+    min) / (2**bits - 1)`.
 
     ==========================  ==========================================================
     input                       decoded

@@ -9,6 +9,7 @@ from jax.extend.core import jaxprs_in_params
 from scipy import stats
 
 from fedjax_edge.core.protocols import CyclicSampling, FixedSampling, FullParticipation, PoissonSampling
+from fedjax_edge.data import samplers
 from fedjax_edge.data.samplers import cyclic, everyone, poisson, uniform
 
 ROUND = jnp.int32(0)
@@ -78,6 +79,14 @@ def test_the_size_of_a_poisson_cohort_is_binomial(num_clients, q):
     observed = np.append(counts[common], counts[~common].sum())
     expected = np.append(expected[common], expected[~common].sum())
     assert FALSE_ALARM / 2 < stats.chisquare(observed, expected).pvalue < 1 - FALSE_ALARM / 2
+
+
+@pytest.mark.parametrize(("num_clients", "q"), [(7, 1.0), (300, 0.5), (100_000, 0.01), (1_000_000, 1e-3)])
+def test_the_size_of_a_poisson_cohort_is_that_of_a_binomial_to_1e_12(num_clients, q):
+    width = poisson(num_clients, q).width
+    high, low = samplers._binomial_thresholds(num_clients, q, width).astype(float)
+    drawn = np.diff(high / 2**32 + low / 2**64)
+    assert abs(drawn - stats.binom.pmf(np.arange(1, width), num_clients, q)).sum() / 2 < 1e-12
 
 
 def test_the_size_of_a_poisson_cohort_out_of_a_million_has_the_moments_of_the_binomial():
