@@ -108,6 +108,8 @@ def from_client_arrays(clients: Sequence[PyTree]) -> FederatedDataset:
 def from_partition(columns: PyTree, indices: Sequence[np.ndarray]) -> FederatedDataset:
     """Returns the data set in which client `i` holds rows `indices[i]` of `columns`, as partitioners return them.
 
+    Memory-mapped columns whose rows are in that order already are not copied, so that they stay on disk.
+
     Raises:
       ValueError: if the columns differ in length, a client has no examples, or indices are no vector of integers or
         out of range.
@@ -122,7 +124,12 @@ def from_partition(columns: PyTree, indices: Sequence[np.ndarray]) -> FederatedD
     order = np.concatenate([np.asarray(rows) for rows in indices])
     if order.min() < 0 or order.max() >= num_examples:
         raise ValueError(f"indices run from {order.min()} to {order.max()}; valid are 0 to {num_examples - 1}")
-    return _build(jax.tree.map(lambda column: np.asarray(column)[order], columns), sizes)
+    is_in_order = len(order) == num_examples and (order == np.arange(num_examples)).all()
+
+    def dealt(column: np.ndarray) -> np.ndarray:
+        return column if is_in_order and isinstance(column, np.memmap) else np.asarray(column)[order]
+
+    return _build(jax.tree.map(dealt, columns), sizes)
 
 
 def _build(columns: PyTree, sizes: np.ndarray) -> FederatedDataset:

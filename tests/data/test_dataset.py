@@ -221,3 +221,14 @@ def test_there_are_no_columns_of_a_client_that_there_is_not():
     for client in (-1, 2):
         with pytest.raises(ValueError, match=f"client must be an integer from 0 to 1, got {client}"):
             data.client_columns(client)
+
+
+def test_memory_mapped_columns_in_order_stay_on_disk(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(12.0).reshape(6, 2))
+    columns = {"x": np.load(tmp_path / "x.npy", mmap_mode="r"), "y": np.arange(6)}
+    data = from_partition(columns, [np.arange(2), np.arange(2, 6)])
+    assert isinstance(fe.data.on_host(data).columns["x"], np.memmap)
+    assert data.columns["y"] is not columns["y"]
+    reversed_data = from_partition(columns, [np.array([1, 0]), np.arange(2, 6)])
+    assert not isinstance(reversed_data.columns["x"], np.memmap)
+    assert reversed_data.client_columns(0)["y"].tolist() == [1, 0]
