@@ -13,7 +13,7 @@ from fedjax_edge.core.losses import example_losses, masked_sum, masked_sums, tak
 from fedjax_edge.core.narrow import flip_narrow
 from fedjax_edge.core.permutation import permutation
 from fedjax_edge.core.protocols import Examples, LossFn, Mean, PyTree
-from fedjax_edge.core.trees import at_least_float32
+from fedjax_edge.core.trees import at_least_float32, cast_floats_like
 
 SHUFFLE_BLOCK = 128  # examples whose order is drawn at once: drawn within the step, XLA would do it for every column
 FULL_BATCH_CHUNK = 64  # examples whose gradient is taken at once, where a batch is all of a client's data
@@ -85,9 +85,9 @@ def local_training(
             params, optimizer_state, metrics = flip_narrow(carry, start)
             direction, sums = gradient_fn(params, derive(key, TrainingStream.LOSS, step))
             direction = direction if adjust is None else adjust(direction, params)
-            updates, optimizer_state = optimizer.update(direction, optimizer_state, params)
+            updates, new_state = optimizer.update(direction, optimizer_state, params)
             params, metrics = optax.apply_updates(params, updates), optax.tree.add(metrics, sums)
-            return flip_narrow((params, optimizer_state, metrics), start)
+            return flip_narrow((params, cast_floats_like(new_state, optimizer_state), metrics), start)
 
         def full_batch_step(step: jax.Array, carry: tuple) -> tuple:
             return take_step(carry, lambda p, k: full_batch_gradient(traced, p, examples, k), step)

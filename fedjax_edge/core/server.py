@@ -4,6 +4,7 @@ import optax
 
 from fedjax_edge.core import checks
 from fedjax_edge.core.protocols import PyTree, ServerUpdate
+from fedjax_edge.core.trees import cast_floats_like
 
 
 def as_server_update(server: ServerUpdate | optax.GradientTransformation) -> ServerUpdate:
@@ -27,8 +28,8 @@ def as_server_update(server: ServerUpdate | optax.GradientTransformation) -> Ser
         params, optimizer_state = state
         checks.alike("the aggregate", aggregate, params, dtypes=False)
         gradient = optax.tree.cast_like(optax.tree.scale(-1.0, aggregate), params)
-        step, optimizer_state = server.update(gradient, optimizer_state, params)
-        return optax.apply_updates(params, step), optimizer_state
+        step, new_state = server.update(gradient, optimizer_state, params)
+        return optax.apply_updates(params, step), cast_floats_like(new_state, optimizer_state)
 
     def params(state: tuple[PyTree, optax.OptState]) -> PyTree:
         return state[0]

@@ -56,6 +56,16 @@ def at_least_float32(tree: PyTree) -> PyTree:
     return jax.tree.map(widen, tree)
 
 
+def cast_floats_like(tree: PyTree, like: PyTree) -> PyTree:
+    """Returns `tree` with floats in the dtypes of those of `like`: a traced hyperparameter, float32, may widen them."""
+
+    def cast(leaf: jax.Array, own: jax.Array) -> jax.Array:
+        dtype = jnp.result_type(own)
+        return jnp.asarray(leaf, dtype) if jnp.issubdtype(dtype, jnp.floating) else leaf
+
+    return jax.tree.map(cast, tree, like)
+
+
 def gather(states: PyTree, ids: jax.Array) -> PyTree:
     """Returns rows `ids` of every leaf, [clients, ...] -> [cohort, ...]."""
     return jax.tree.map(lambda leaf: leaf[ids], states)
