@@ -53,6 +53,25 @@ def make_plan(width: int = 1, devices: int = 1) -> Plan:
     return Plan(width, devices)
 
 
+def check_plan(plan: Plan | None) -> None:
+    """Raises unless a plan that is given reaches every process: one without a device could not follow the program.
+
+    Raises:
+      TypeError: for something else than a plan.
+      ValueError: for a plan that leaves out a process's devices.
+    """
+    if plan is None:
+        return
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan must be a Plan, such as make_plan() returns, got {plan!r}")
+    reached = {device.process_index for device in jax.devices()[: plan.devices]}
+    if len(reached) < jax.process_count():
+        raise ValueError(
+            f"plan.devices must reach all {jax.process_count()} processes, got {plan.devices} of the "
+            f"{jax.device_count()} devices there are: take make_plan(width, jax.device_count())"
+        )
+
+
 def choose_plan(
     params: PyTree, num_clients: int, devices: int | None = None, cpu_max_width: int = CPU_MAX_WIDTH
 ) -> Plan:

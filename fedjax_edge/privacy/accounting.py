@@ -57,7 +57,11 @@ def gaussian_accountant(noise_multiplier: float | jax.Array) -> Accountant:
     10.4; the two relations are not comparable, and a Poisson epsilon is never claimed for a fixed-size cohort.
 
     With `FixedSampling` a round must depend on the other clients' earlier rounds through what was released alone: not
-    on memories such as that of `error_feedback`, which say who took part.
+    on memories such as that of `error_feedback`, which say who took part. (`run`, `sweep` and `describe` refuse those.)
+
+    The number of clients, their probability and the denominator of a mean are taken as public: they stay what they are
+    when a client is added or removed. Who is protected, where they are not, is a client whose contributions become
+    zero; the number is the same.
 
     Cohorts are taken for exactly uniform. The samplers' keyed permutation is within 2e-7 of that in total variation at
     the worst small population, of 4 (`core.permutation`), and delta does not pay for it.

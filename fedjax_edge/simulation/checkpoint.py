@@ -58,8 +58,9 @@ def checkpoints(
       every: rounds between two checkpoints. The last round is always saved.
       keep: how many of the last ones stay.
       resume: go on from the last one, if there is one; without it, a folder that holds any is refused. More rounds than
-        before may be asked for, and nothing else may have changed, such as the mechanism of the run's claim. Of the
-        algorithm's functions the names and what they close over are compared: not globals, and not what they do.
+        before may be asked for (what was the last one stays evaluated), and nothing else may have changed, such as the
+        mechanism of the run's claim. Of the algorithm's functions the names and what they close over are compared: not
+        globals, and not what they do.
       config: whatever else describes the run, as JSON has it; a checkpoint with another one is refused.
 
     Raises:

@@ -14,7 +14,7 @@ from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PrivacyCl
 from fedjax_edge.core.trees import size_in_bits
 from fedjax_edge.data import HostedDataset
 from fedjax_edge.simulation.recipe import as_params
-from fedjax_edge.simulation.report import claim_of
+from fedjax_edge.simulation.report import check_memories, claim_of
 
 
 class Description(NamedTuple):
@@ -106,6 +106,8 @@ def describe(
     check_sampler(sampler, population.num_clients)
     params = as_params(params, jax.random.key(0))
     seen = population.view_of_nobody() if isinstance(population, HostedDataset) else population
+    claim = claim_of(algorithm, sampler, rounds, delta)
+    check_memories(claim, jax.eval_shape(algorithm.init, params, jax.random.key(0), seen))
     return Description(
         parameters=sum(np.size(leaf) for leaf in jax.tree.leaves(params)),
         model_bits=size_in_bits(params),
@@ -115,5 +117,5 @@ def describe(
         traffic=algorithm.traffic(params, seen),
         rounds=rounds,
         plan=plan or choose_plan(params, sampler.width),
-        claim=claim_of(algorithm, sampler, rounds, delta),
+        claim=claim,
     )

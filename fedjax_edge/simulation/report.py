@@ -2,9 +2,19 @@
 
 import math
 
+import jax
 import numpy as np
 
-from fedjax_edge.core.protocols import FederatedAlgorithm, Mean, PrivacyClaim, Sampler
+from fedjax_edge.core.protocols import (
+    FederatedAlgorithm,
+    FixedSampling,
+    Mean,
+    PrivacyClaim,
+    PrivacyError,
+    PyTree,
+    Sampler,
+)
+from fedjax_edge.core.round import RoundState
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.segment import Pace, Report, is_evaluated
 
@@ -14,6 +24,22 @@ def claim_of(algorithm: FederatedAlgorithm, sampler: Sampler, rounds: int, delta
     if algorithm.accountant is None or delta is None:
         return None
     return algorithm.accountant(sampler.sampling, rounds, delta)
+
+
+def check_memories(claim: PrivacyClaim | None, state: PyTree) -> None:
+    """Raises PrivacyError for a claim that does not hold where clients keep something from one round to the next.
+
+    What chance adds to the privacy of cohorts of fixed size is proved for rounds that depend on earlier ones by what
+    was released alone. A memory says who took part, which says something of who did not.
+    """
+    sampling = None if claim is None or claim.release is None else claim.release.sampling
+    is_by_chance = isinstance(sampling, FixedSampling) and sampling.cohort_size < sampling.num_clients
+    remembers = isinstance(state, RoundState) and jax.tree.leaves((state.clients, state.uplink))
+    if is_by_chance and claim.rounds > 1 and remembers:
+        raise PrivacyError(
+            f"for {claim.sampling} nothing can be claimed where clients keep something from one round to the next, "
+            "such as the memory of error_feedback: draw cohorts by data.poisson, or ask for no claim by delta=None"
+        )
 
 
 def epsilons_of(

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from fedjax_edge.core import checks
 from fedjax_edge.core.cohort import check_sampler
 from fedjax_edge.core.hosts import agreed
-from fedjax_edge.core.plan import Plan, choose_plan
+from fedjax_edge.core.plan import Plan, check_plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PrivacyClaim, PyTree, Sampler
 from fedjax_edge.data import HostedDataset
 from fedjax_edge.simulation.checkpoint import Checkpoints, opened
@@ -23,7 +22,7 @@ from fedjax_edge.simulation.hosted import start_hosted
 from fedjax_edge.simulation.identity import describe_run
 from fedjax_edge.simulation.interrupt import deferred_interrupt
 from fedjax_edge.simulation.recipe import MakeAlgorithm, Setup, split_hyperparameters
-from fedjax_edge.simulation.report import claim_of, epsilons_of, to_history
+from fedjax_edge.simulation.report import check_memories, claim_of, epsilons_of, to_history
 from fedjax_edge.simulation.segment import Pace, Program, Variant, next_length, start_resident
 
 
@@ -34,7 +33,7 @@ class RunResult(NamedTuple):
     state: PyTree
     history: History
     claim: PrivacyClaim | None  # for the rounds that were really run
-    interrupted: bool
+    interrupted: bool  # whether Ctrl-C came, if only in the last segment
 
 
 def run(
@@ -97,9 +96,8 @@ def run(
       PrivacyError: if `delta` asks for a guarantee that cannot be given.
       TypeError: for parameters that are not floats, or a loss that is not one number per example.
     """
-    checks.integer("rounds", rounds)
-    checks.integer("eval_every", eval_every)
-    hyperparameters, pace = dict(hyperparameters or {}), Pace(int(rounds), int(eval_every))
+    check_plan(plan)
+    hyperparameters, pace = dict(hyperparameters or {}), Pace.of(rounds, eval_every)
     recipe, traced = split_hyperparameters(algorithm, hyperparameters, static)
     default = Setup(None, params, sampler, evaluation)
     setup = recipe.concrete(hyperparameters, default, key)
@@ -116,6 +114,7 @@ def run(
         opened(checkpoints, state, population, describe) as store,
         deferred_interrupt() as interrupted,
     ):
+        check_memories(claim, state)
         if (saved := store.latest(state)) is not None:
             state, histories, done = saved.state, [saved.history], saved.history.rounds
             if done > pace.rounds:
@@ -145,7 +144,7 @@ def run(
         state=state,
         history=History.joined(histories),
         claim=claim_of(algorithm, sampler, done, delta),
-        interrupted=done < pace.rounds,
+        interrupted=interrupted() or done < pace.rounds,
     )
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fedjax_edge.core import checks
 from fedjax_edge.core.bundle import Bundle, bundle, unbundle
 from fedjax_edge.core.cohort import draw
 from fedjax_edge.core.executor import on_all_devices, on_each_device
@@ -42,6 +43,13 @@ class Pace(NamedTuple):
 
     rounds: int
     eval_every: int
+
+    @classmethod
+    def of(cls, rounds: int, eval_every: int) -> "Pace":
+        """Returns the pace of a run; raises ValueError unless both are integers of at least 1."""
+        checks.integer("rounds", rounds)
+        checks.integer("eval_every", eval_every)
+        return cls(int(rounds), int(eval_every))
 
     def schedule(self, start: int, stop: int) -> Schedule:
         """Returns the schedule of a segment."""

@@ -18,7 +18,7 @@ from fedjax_edge.core.bundle import Bundle, unbundle
 from fedjax_edge.core.cohort import check_sampler
 from fedjax_edge.core.executor import map_clients, on_all_devices
 from fedjax_edge.core.hosts import agreed
-from fedjax_edge.core.plan import Plan, choose_plan
+from fedjax_edge.core.plan import Plan, check_plan, choose_plan
 from fedjax_edge.core.protocols import Population, PrivacyClaim, PyTree, Sampler
 from fedjax_edge.core.round import RoundState
 from fedjax_edge.core.trees import replicate
@@ -29,7 +29,7 @@ from fedjax_edge.simulation.hosted import PER_CLIENT
 from fedjax_edge.simulation.identity import describe_population, describe_run
 from fedjax_edge.simulation.interrupt import deferred_interrupt
 from fedjax_edge.simulation.recipe import MakeAlgorithm, Setup, check_hashable, split_hyperparameters
-from fedjax_edge.simulation.report import claim_of, epsilons_of, to_history
+from fedjax_edge.simulation.report import check_memories, claim_of, epsilons_of, to_history
 from fedjax_edge.simulation.segment import (
     Pace,
     Program,
@@ -119,11 +119,10 @@ def sweep(
     >>> result.best("test_loss", largest_is_best=False).hyperparameters
     {'learning_rate': 0.1}
     """
-    checks.integer("rounds", rounds)
-    checks.integer("eval_every", eval_every)
+    check_plan(plan)
     if isinstance(population, HostedDataset):
         raise TypeError("a sweep needs its population on the devices; run one that stays on the host with fe.run")
-    pace, default = Pace(int(rounds), int(eval_every)), Setup(None, params, sampler, evaluation)
+    pace, default = Pace.of(rounds, eval_every), Setup(None, params, sampler, evaluation)
     jobs = [
         _job(make_algorithm, hyperparameters, seed, default, static, population.num_clients, pace, delta)
         for hyperparameters in _configurations(grid, seeds)
@@ -287,6 +286,7 @@ def _run_together(
     variants = _packed([job.variant for job in padded], plan)
     params = _packed([job.setup.params for job in padded], plan)
     states = initial_states(params, variants, population, program=first.program)
+    check_memories(first.claim, states)
     population, columns, variants, states = on_all_devices(
         (population, first.setup.evaluation.columns, variants, states), plan
     )

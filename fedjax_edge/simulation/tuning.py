@@ -16,7 +16,7 @@ from fedjax_edge.core.cohort import check_sampler, draw
 from fedjax_edge.core.executor import on_all_devices
 from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.memory import available_bytes, copies_in_one_memory
-from fedjax_edge.core.plan import Plan, choose_plan
+from fedjax_edge.core.plan import Plan, check_plan, choose_plan
 from fedjax_edge.core.protocols import FederatedAlgorithm, Population, PyTree, Sampler
 from fedjax_edge.data import HostedDataset
 from fedjax_edge.simulation.recipe import as_params
@@ -69,6 +69,7 @@ def tune_plan(
     check_sampler(sampler, population.num_clients)
     params = as_params(params, jax.random.key(0))
     chosen = choose_plan(params, sampler.width, devices)
+    check_plan(chosen)
     per_device = -(-sampler.width // chosen.devices)
     widths = widths or sorted({min(max(round(chosen.width * factor), 1), per_device) for factor in FACTORS})
     for width in widths:

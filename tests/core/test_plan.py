@@ -1,8 +1,11 @@
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from fedjax_edge.core import Plan, choose_plan, make_plan
+from fedjax_edge.core.plan import check_plan
 
 
 def test_on_a_cpu_clients_go_one_at_a_time_but_those_of_a_small_linear_model():
@@ -49,3 +52,22 @@ def test_what_cannot_be_is_refused(bad):
 def test_more_devices_than_there_are_is_refused():
     with pytest.raises(ValueError, match="devices must be an integer from 1 to 8, got 9"):
         choose_plan(jnp.zeros(10), 100, devices=9)
+
+
+def test_a_plan_that_leaves_out_a_process_is_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "devices", lambda: [Device(0), Device(0), Device(1), Device(1)])
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    check_plan(None)
+    check_plan(Plan(1, 3))
+    with pytest.raises(ValueError, match=r"plan.devices must reach all 2 processes, got 2 of the 4 devices"):
+        check_plan(Plan(5, 2))
+
+
+def test_something_else_is_no_plan():
+    with pytest.raises(TypeError, match=r"plan must be a Plan, such as make_plan\(\) returns, got 'x'"):
+        check_plan("x")
+
+
+class Device(NamedTuple):
+    process_index: int

@@ -184,6 +184,54 @@ def test_only_what_is_accounted_is_released():
     assert np.isfinite(history["epsilon"]).all()
 
 
+def test_ctrl_c_in_the_last_segment_is_told():
+    def loss(params, batch, key):
+        jax.debug.callback(lambda: os.kill(os.getpid(), signal.SIGINT))
+        return squared_error(params, batch, key)
+
+    algorithm = fe.algorithms.fedavg(loss, optax.sgd(0.05), batch_size=None, steps=1)
+    result = run(algorithm, rounds=1, plan=fe.make_plan(), sampler=fe.data.uniform(10, 1))
+    assert result.interrupted and result.history.rounds == 1
+
+
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_hyperparameters_leave_an_optimizers_narrow_state_narrow(side):
+    def make(momentum):
+        both = {"client": optax.sgd(0.05), "server": optax.sgd(1.0)} | {side: optax.sgd(0.05, momentum=momentum)}
+        return fe.algorithms.fedavg(narrow_error, both["client"], both["server"], batch_size=4, epochs=1)
+
+    def narrow_error(params, batch, key):
+        return squared_error(optax.tree.cast(params, jnp.float32), batch, key)
+
+    params = optax.tree.cast(PARAMS, jnp.bfloat16)
+    options = {"sampler": fe.data.everyone(10), "rounds": 3, "key": jax.random.key(0), "progress": False}
+    with jax.numpy_dtype_promotion("standard"):
+        traced = fe.run(make, params, POPULATION, hyperparameters={"momentum": 0.5}, **options)
+        fixed = fe.run(make(0.5), params, POPULATION, **options)
+    chex.assert_trees_all_close(traced.params, fixed.params, rtol=0.02)
+
+
+@pytest.mark.parametrize("population", [POPULATION, fe.data.on_host(POPULATION)], ids=["resident", "hosted"])
+def test_cohorts_of_fixed_size_have_no_claim_where_clients_remember(population):
+    remembering = fe.algorithms.fedavg(
+        squared_error, optax.sgd(0.05), batch_size=4, epochs=2, aggregator=fe.privacy.gaussian_mean(1.0, 2.0, 5.0),
+        uplink=fe.compression.error_feedback(fe.compression.top_k(0.5)),
+    )  # fmt: skip
+
+    def epsilon(sampler, rounds=2, delta=1e-2, algorithm=remembering):
+        options = {"sampler": sampler, "rounds": rounds, "delta": delta}
+        fe.describe(algorithm, PARAMS, population, **options)
+        return fe.run(algorithm, PARAMS, population, key=jax.random.key(0), progress=False, **options).claim
+
+    for sampler in (fe.data.poisson(10, 0.5), fe.data.uniform(10, 10)):
+        assert epsilon(sampler).epsilon > 0
+    assert epsilon(fe.data.uniform(10, 5), rounds=1).epsilon > 0
+    assert epsilon(fe.data.uniform(10, 5), delta=None) is None
+    assert epsilon(fe.data.uniform(10, 5), algorithm=PRIVATE).epsilon > 0
+    with pytest.raises(PrivacyError, match="nothing can be claimed where clients keep something"):
+        epsilon(fe.data.uniform(10, 5))
+
+
 def test_ctrl_c_keeps_what_was_done():
     before = signal.getsignal(signal.SIGINT)
 
