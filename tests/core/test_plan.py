@@ -49,3 +49,9 @@ def test_what_cannot_be_is_refused(bad):
 def test_more_devices_than_there_are_is_refused():
     with pytest.raises(ValueError, match="devices must be an integer from 1 to 8, got 9"):
         choose_plan(jnp.zeros(10), 100, devices=9)
+
+
+@pytest.mark.parametrize("count", [0, -3, 10.0])
+def test_a_number_of_clients_that_cannot_be_is_refused(count):
+    with pytest.raises(ValueError, match=rf"num_clients must be an integer of at least 1, got {count}"):
+        choose_plan(jnp.zeros(10), count)
