@@ -147,7 +147,7 @@ def test_a_list_of_configurations(linear, sweep):
     result = sweep(linear.fedavg, [{"learning_rate": 0.1}, {}])
     assert [trial.hyperparameters for trial in result.trials] == [{"learning_rate": 0.1}, {}]
     table = result.table()
-    assert table["learning_rate"].tolist() == [0.1] * 4 + [None] * 4
+    np.testing.assert_array_equal(table["learning_rate"], [0.1] * 4 + [np.nan] * 4)
 
 
 def test_the_table_has_a_row_for_each_evaluation(linear, sweep, tmp_path):
@@ -242,6 +242,39 @@ def test_summaries_by_hand(linear):
             question(metric="test_loss")
     with pytest.raises(ValueError, match="no trial was finished"):
         fe.simulation.SweepResult((), interrupted=True).best()
+
+
+def test_what_some_trials_do_not_have_is_not_a_number():
+    def trial(hyperparameters, **columns):
+        columns = {"round": [1, 2], **columns}
+        return fe.simulation.Trial(
+            hyperparameters, 0, fe.History({name: np.array(one) for name, one in columns.items()})
+        )
+
+    result = fe.simulation.SweepResult(
+        (
+            trial({"lr": 0.1, "bits": 4, "rule": "mean", "clip": None}, test_loss=[3.0, 2.0]),
+            trial({"lr": 0.2, "clip": 1.0}, test_loss=[3.0, 1.0], test_accuracy=[0.25, 0.5]),
+            trial({"rule": "median", "prune": True}, test_loss=[3.0, 4.0]),
+        ),
+        interrupted=False,
+    )
+    nan = np.nan
+    np.testing.assert_array_equal([summary.values for summary in result.summaries()], [(nan,), (0.5,), (nan,)])
+    reached = [summary.values for summary in result.rounds_to_target(0.5)]
+    np.testing.assert_array_equal(reached, [(nan,), (2,), (nan,)])
+    assert result.best().hyperparameters == {"lr": 0.2, "clip": 1.0}
+    with pytest.raises(ValueError, match=r"metric must be one of .*'test_accuracy'\], got 'test_top5'"):
+        result.summaries("test_top5")
+
+    table = result.table()
+    np.testing.assert_array_equal(table["test_accuracy"], [nan, nan, 0.25, 0.5, nan, nan])
+    np.testing.assert_array_equal(table["lr"], [0.1, 0.1, 0.2, 0.2, nan, nan])
+    np.testing.assert_array_equal(table["bits"], [4, 4, nan, nan, nan, nan])
+    assert {table[name].dtype for name in ("test_accuracy", "lr", "bits")} == {np.dtype(float)}
+    assert table["rule"].tolist() == ["mean"] * 2 + [None] * 2 + ["median"] * 2
+    assert table["clip"].tolist() == [None] * 2 + [1.0] * 2 + [None] * 2
+    assert table["prune"].tolist() == [None] * 4 + [True] * 2
 
 
 def test_finished_trials_are_not_run_again(linear, sweep, tmp_path, monkeypatch):
