@@ -427,6 +427,12 @@ def test_an_array_is_no_hyperparameter(linear, sweep):
         sweep(linear.fedavg, [{"learning_rate": rates} for rates in np.array([[0.1, 0.2], [0.1, 0.2]])])
 
 
+@pytest.mark.parametrize("config", [{"a": np.float32(1)}, {"a": float("nan")}])
+def test_a_config_is_what_json_has(linear, sweep, tmp_path, config):
+    with pytest.raises(TypeError, match=r"config must hold only what JSON has \(no NaN, no infinity\), got \{'a': "):
+        sweep(linear.fedavg, {"learning_rate": RATES}, directory=tmp_path, config=config)
+
+
 def test_a_population_on_the_host_is_refused(linear, sweep):
     with pytest.raises(TypeError, match="a sweep needs its population on the devices"):
         sweep(linear.fedavg, {"learning_rate": RATES}, population=fe.data.on_host(linear.population))
