@@ -95,10 +95,11 @@ def run(
     Raises:
       ValueError: for arguments out of range, a sampler of another population, or a checkpoint of another run.
       PrivacyError: if `delta` asks for a guarantee that cannot be given.
-      TypeError: for parameters that are not floats, or a loss that is not one number per example.
+      TypeError: for a key that is none, parameters that are not floats, or a loss that is not one number per example.
     """
     checks.integer("rounds", rounds)
     checks.integer("eval_every", eval_every)
+    checks.prng_key("key", key)
     hyperparameters, pace = dict(hyperparameters or {}), Pace(int(rounds), int(eval_every))
     recipe, traced = split_hyperparameters(algorithm, hyperparameters, static)
     default = Setup(None, params, sampler, evaluation)

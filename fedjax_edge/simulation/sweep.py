@@ -167,6 +167,9 @@ def sweep(
 
 
 def _configurations(grid: Mapping | Sequence, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    checks.listed("seeds", seeds)
+    for name, values in grid.items() if isinstance(grid, Mapping) else ():
+        checks.listed(f"grid[{name!r}]", values)
     configurations = [
         {name: _plain(value) for name, value in configuration.items()}
         for configuration in (

@@ -401,6 +401,9 @@ def test_ctrl_c_keeps_the_finished_trials(linear, sweep, tmp_path, monkeypatch):
     ("bad", "message"),
     [
         (dict(grid={"learning_rate": []}), "a sweep needs configurations and seeds"),
+        (dict(grid={"learning_rate": 0.1}), r"grid\['learning_rate'\] must be a list, a tuple or an array .*, got 0.1"),
+        (dict(grid={"learning_rate": "sgd"}), r"grid\['learning_rate'\] must be a list, .*, got 'sgd'"),
+        (dict(seeds=3), r"seeds must be a list, a tuple or an array of values, got 3"),
         (dict(grid=[]), "a sweep needs configurations and seeds"),
         (dict(seeds=[]), "a sweep needs configurations and seeds"),
         (dict(seeds=[0, 0]), "a seed comes twice"),
