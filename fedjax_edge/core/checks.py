@@ -2,6 +2,7 @@
 
 import math
 import numbers
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import jax
@@ -60,6 +61,22 @@ def integer(name: str, value: Any, at_least: int = 1, at_most: int | None = None
     is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not is_integer or value < at_least or (at_most is not None and value > at_most):
         raise ValueError(f"{name} must be {valid}, got {value!r}")
+
+
+def listed(name: str, values: Any) -> None:
+    """Raises ValueError unless `values` can be counted and gone through, as a list, a tuple or an array can."""
+    is_listed = isinstance(values, Iterable) and isinstance(values, Sized) and getattr(values, "ndim", 1) > 0
+    if not is_listed or isinstance(values, str | bytes | Mapping):
+        raise ValueError(f"{name} must be a list, a tuple or an array of values, got {values!r}")
+
+
+def prng_key(name: str, value: Any) -> None:
+    """Raises TypeError unless `value` is one key of `jax.random`, typed or raw."""
+    is_array = isinstance(value, jax.Array | np.ndarray)
+    is_typed = is_array and jnp.issubdtype(value.dtype, jax.dtypes.prng_key) and value.ndim == 0
+    is_raw = is_array and value.dtype == np.uint32 and value.ndim == 1
+    if not is_typed and not is_raw:
+        raise TypeError(f"{name} must be a key of jax.random, such as jax.random.key(0), got {value!r}")
 
 
 def is_hashable(value: Any) -> bool:

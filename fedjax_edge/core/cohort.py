@@ -12,9 +12,13 @@ def check_sampler(sampler: Sampler, num_clients: int) -> None:
     """Raises unless a sampler draws from a population of this size, and describes itself as what it is.
 
     Raises:
+      TypeError: for a part that cannot be hashed.
       ValueError: for another population, or an empty cohort.
       PrivacyError: for a description, from which a claim would follow, of other numbers.
     """
+    for name, value in sampler._asdict().items():
+        if not checks.is_hashable(value):
+            raise TypeError(f"sampler.{name} must be hashable, since rounds are compiled for it, got {value!r}")
     if sampler.num_clients != num_clients:
         raise ValueError(f"the sampler draws from {sampler.num_clients} clients; there are {num_clients}")
     checks.integer("sampler.width", sampler.width)

@@ -1,7 +1,10 @@
 """A loss function's per-example numbers, checked, masked and averaged: the one place where a loss becomes a scalar."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fedjax_edge.core.protocols import LossFn, Mean, PyTree
 
@@ -12,11 +15,15 @@ def example_losses(
     """Calls `loss_fn` and returns its losses, [batch], and its metrics, each [batch], "loss" among them.
 
     Raises:
-      TypeError: (while tracing) for a loss or a metric that is not one number per example, or a metric named "loss".
+      TypeError: (while tracing) for anything but an array, or an array and metrics by name, for a loss or a metric that
+        is not one number per example, or for a metric named "loss".
     """
     batch_size = jax.tree.leaves(batch)[0].shape[0]
     output = loss_fn(params, batch, key)
-    losses, metrics = output if isinstance(output, tuple) else (output, {})
+    losses, metrics = output if isinstance(output, tuple) and len(output) == 2 else (output, {})
+    parts = [losses, *(metrics.values() if isinstance(metrics, Mapping) else [None])]
+    if not all(isinstance(part, jax.Array | np.ndarray) for part in parts):
+        raise TypeError(f"loss_fn must return losses [batch], or (losses, {{name: [batch]}}), got {output!r}")
     if "loss" in metrics:
         raise TypeError('loss_fn returned a metric named "loss"; that name is taken by the losses themselves')
     for name, values in {"loss": losses, **metrics}.items():

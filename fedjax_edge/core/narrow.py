@@ -4,6 +4,7 @@ Their rows are too short for its vectors, and models side by side would not make
 """
 
 import jax
+import jax.numpy as jnp
 
 from fedjax_edge.core.backend import is_cpu
 from fedjax_edge.core.protocols import PyTree
@@ -11,9 +12,10 @@ from fedjax_edge.core.protocols import PyTree
 FEW_COLUMNS = 32  # with more, products of small batches were as fast either way
 
 
-def is_narrow(leaf: jax.Array) -> bool:
-    """Returns whether an array is a matrix of few columns, and of more rows, on a CPU."""
-    return len(leaf.shape) == 2 and leaf.shape[1] <= min(FEW_COLUMNS, leaf.shape[0] - 1) and is_cpu()
+def is_narrow(leaf: jax.typing.ArrayLike) -> bool:
+    """Returns whether an array is a matrix of few columns, and of more rows, on a CPU; a number of Python is none."""
+    shape = jnp.shape(leaf)
+    return len(shape) == 2 and shape[1] <= min(FEW_COLUMNS, shape[0] - 1) and is_cpu()
 
 
 def flip_narrow(tree: PyTree, like: PyTree | None = None) -> PyTree:

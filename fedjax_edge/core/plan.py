@@ -88,8 +88,9 @@ def choose_plan(
       cpu_max_width: the most clients of a linear model that are vmapped on a CPU.
 
     Raises:
-      ValueError: for more devices than there are.
+      ValueError: for more devices than there are, or fewer clients than one.
     """
+    checks.integer("num_clients", num_clients)
     checks.integer("devices", jax.device_count() if devices is None else devices, at_most=jax.device_count())
     everyone_takes_part = jax.process_count() > 1  # a process without a device in the mesh could not follow the program
     devices = devices or (jax.device_count() if everyone_takes_part else min(jax.device_count(), num_clients))

@@ -1,6 +1,7 @@
 """One federated round: where a server, a downlink, a client update, an uplink and an aggregator become an algorithm."""
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -178,8 +179,11 @@ def _check_output(output: ClientOutput) -> None:
     if not isinstance(output, ClientOutput) or jnp.shape(output.weight) != ():
         raise TypeError(f"a client's update must return a ClientOutput with a weight [], got {output!r}")
     checks.float_tree("update", output.update)
-    if not all(isinstance(mean, Mean) for mean in output.metrics.values()):
-        raise TypeError(f"a client's metrics must be Means by name, got {output.metrics!r}")
+    means = output.metrics.values() if isinstance(output.metrics, Mapping) else [None]
+    if not all(isinstance(mean, Mean) and jnp.shape(mean.total) == jnp.shape(mean.count) == () for mean in means):
+        raise TypeError(
+            f"a client's metrics must be Means by name, of a total [] and a count [], got {output.metrics!r}"
+        )
 
 
 def _accountant(uplink: UpdateTransform, aggregator: Aggregator) -> Accountant | None:

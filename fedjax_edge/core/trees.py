@@ -35,6 +35,8 @@ def zero_unless(condition: jax.Array, tree: PyTree) -> PyTree:
 def size_in_bits(tree: PyTree) -> int:
     """Returns the bits that the arrays (or `jax.ShapeDtypeStruct`s) of `tree` occupy, sub-byte integers packed.
 
+    A key of `jax.random` counts as its data.
+
     >>> size_in_bits({"codes": jnp.zeros(100, jnp.uint8), "scale": jnp.float32(1)})
     832
     """
@@ -42,6 +44,8 @@ def size_in_bits(tree: PyTree) -> int:
 
 
 def _bits_per_element(dtype: jnp.dtype) -> int:
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return size_in_bits(jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct((), dtype)))
     info = jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo
     return 8 if dtype == jnp.bool_ else info(dtype).bits
 

@@ -61,7 +61,8 @@ def checkpoints(
         before may be asked for (what was the last one stays evaluated), and nothing else may have changed, such as the
         mechanism of the run's claim. Of the algorithm's functions the names and what they close over are compared: not
         globals, and not what they do.
-      config: whatever else describes the run, as JSON has it; a checkpoint with another one is refused.
+      config: whatever else describes the run, as JSON has it (without NaN and infinity); a checkpoint with another one
+        is refused.
 
     Raises:
       ValueError: for numbers below one.
@@ -69,11 +70,19 @@ def checkpoints(
     """
     checks.integer("every", every)
     checks.integer("keep", keep)
+    return Checkpoints(Path(directory).absolute(), int(every), int(keep), resume, in_json(config))
+
+
+def in_json(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Returns what JSON makes of a `config`.
+
+    Raises:
+      TypeError: for one that JSON does not have, such as NaN, which would not equal itself when a run resumes.
+    """
     try:
-        config = json.loads(json.dumps(config or {}))
-    except TypeError as error:
-        raise TypeError(f"config must hold only what JSON has, got {config!r}") from error
-    return Checkpoints(Path(directory).absolute(), int(every), int(keep), resume, config)
+        return json.loads(json.dumps(config or {}, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"config must hold only what JSON has (no NaN, no infinity), got {config!r}") from error
 
 
 class Store(NamedTuple):

@@ -85,17 +85,20 @@ def split_hyperparameters(
     the recipe.
 
     Raises:
-      TypeError: for a static value that cannot be hashed, or something that makes no algorithm.
+      TypeError: for a static value or a maker of algorithms that cannot be hashed, or something that makes none.
       ValueError: for hyperparameters of an algorithm that is made already.
     """
-    if isinstance(make, FederatedAlgorithm):
+    is_made = isinstance(make, FederatedAlgorithm)
+    if not is_made and not callable(make):
+        raise TypeError(f"algorithm must be a FederatedAlgorithm or a function that makes one, got {make!r}")
+    if not checks.is_hashable(make):
+        raise TypeError(f"algorithm must be hashable, since rounds are compiled for it, got {make!r}")
+    if is_made:
         if hyperparameters:
             raise ValueError(
                 f"hyperparameters {sorted(hyperparameters)} need a function that makes an algorithm of them"
             )
         return Recipe(make), {}
-    if not callable(make):
-        raise TypeError(f"algorithm must be a FederatedAlgorithm or a function that makes one, got {make!r}")
     static = {static} if isinstance(static, str) else set(static)
     traced = {
         name: jnp.float32(value) for name, value in hyperparameters.items() if name not in static and _is_float(value)

@@ -94,9 +94,10 @@ def run(
     Raises:
       ValueError: for arguments out of range, a sampler of another population, or a checkpoint of another run.
       PrivacyError: if `delta` asks for a guarantee that cannot be given.
-      TypeError: for parameters that are not floats, or a loss that is not one number per example.
+      TypeError: for a key that is none, parameters that are not floats, or a loss that is not one number per example.
     """
     check_plan(plan)
+    checks.prng_key("key", key)
     hyperparameters, pace = dict(hyperparameters or {}), Pace.of(rounds, eval_every)
     recipe, traced = split_hyperparameters(algorithm, hyperparameters, static)
     default = Setup(None, params, sampler, evaluation)

@@ -23,6 +23,7 @@ from fedjax_edge.core.protocols import Population, PrivacyClaim, PyTree, Sampler
 from fedjax_edge.core.round import RoundState
 from fedjax_edge.core.trees import replicate
 from fedjax_edge.data import HostedDataset
+from fedjax_edge.simulation.checkpoint import in_json
 from fedjax_edge.simulation.evaluation import NO_EVALUATION, Evaluation
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.hosted import PER_CLIENT
@@ -98,14 +99,15 @@ def sweep(
       directory: a folder for finished trials. Those found there (of the same algorithm, hyperparameters, seed, start,
         data, sampling, evaluation, rounds and `config`) are not run again, so that an interrupted sweep resumes. Of an
         algorithm's functions the names and what they close over are compared: not globals, and not what they do.
-      config: whatever else describes the trials, as JSON has it.
+      config: whatever else describes the trials, as JSON has it (without NaN and infinity).
       progress: whether to show a progress bar.
 
     Raises:
-      ValueError: for an empty grid, a configuration that comes twice, a hyperparameter named as a column of the table,
-        numbers out of range, or, with `directory`, two trials that are described alike.
-      TypeError: for a hyperparameter that is neither a float nor hashable, or that cannot be traced; or for a
-        population that stays on the host.
+      ValueError: for an empty grid, values or seeds that are not listed, a configuration that comes twice, a
+        hyperparameter named as a column of the table, numbers out of range, or, with `directory`, two trials that are
+        described alike.
+      TypeError: for a hyperparameter that is neither a float nor hashable, or that cannot be traced; for a `config`
+        that JSON does not have; or for a population that stays on the host.
       PrivacyError: if `delta` asks for a guarantee that cannot be given.
 
     >>> import fedjax_edge as fe, optax
@@ -129,12 +131,13 @@ def sweep(
         for seed in seeds
     ]
     directory = None if directory is None else Path(directory)
+    config = in_json(config)
     descriptions: list[dict[str, Any]] = [{} for _ in jobs]
     if directory is not None:
         common = {
             "rounds": pace.rounds,
             **describe_population(population),
-            **{f"config {name}": value for name, value in (config or {}).items()},
+            **{f"config {name}": value for name, value in config.items()},
         }
         descriptions = [common | _describe(job, pace, delta, accounted_only) for job in jobs]
         _check_distinct(descriptions, jobs)
@@ -163,6 +166,9 @@ def sweep(
 
 
 def _configurations(grid: Mapping | Sequence, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    checks.listed("seeds", seeds)
+    for name, values in grid.items() if isinstance(grid, Mapping) else ():
+        checks.listed(f"grid[{name!r}]", values)
     configurations = [
         {name: _plain(value) for name, value in configuration.items()}
         for configuration in (

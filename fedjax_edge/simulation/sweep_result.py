@@ -1,5 +1,7 @@
 """What a sweep found: one history for each configuration and seed, and the questions one asks of them."""
 
+import math
+import numbers
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -35,7 +37,10 @@ class SweepResult(NamedTuple):
     interrupted: bool
 
     def table(self) -> dict[str, np.ndarray]:
-        """Returns tidy columns: one row for each configuration, seed and evaluation."""
+        """Returns tidy columns: one row for each configuration, seed and evaluation.
+
+        What a trial does not have, of its hyperparameters or metrics, is NaN among numbers, and None among others.
+        """
         evaluated = {number for trial in self.trials for number in _evaluated(trial.history)}
         rows = [
             {**trial.hyperparameters, "seed": trial.seed, **{name: trial.history[name][i] for name in trial.history}}
@@ -43,7 +48,7 @@ class SweepResult(NamedTuple):
             for i in np.flatnonzero(np.isin(trial.history["round"], list(evaluated)))
         ]
         names = dict.fromkeys(name for row in rows for name in row)
-        return {name: _to_column([_plain(row.get(name)) for row in rows]) for name in names}
+        return {name: _to_column(name, rows) for name in names}
 
     def to_csv(self, path: str | os.PathLike) -> None:
         """Writes `table()`; a file that is there is replaced whole or not at all."""
@@ -58,35 +63,36 @@ class SweepResult(NamedTuple):
         return to_frame(self.table())
 
     def summaries(self, metric: str = "test_accuracy") -> list[Summary]:
-        """Returns, for each configuration, a metric after the last round over the seeds: NaN for one that diverged.
+        """Returns, for each configuration, a metric after the last round over the seeds.
+
+        It is NaN for a trial that diverged, or whose history does not have the metric.
 
         Raises:
           ValueError: for a metric that no history has.
         """
-        return self._over_seeds(lambda history: _column(history, metric)[-1])
+        return self._over_seeds(metric, lambda history: history[metric][-1])
 
     def rounds_to_target(
         self, target: float, metric: str = "test_accuracy", largest_is_best: bool = True
     ) -> list[Summary]:
         """Returns, for each configuration, the first evaluated round at which a metric is as good as `target`.
 
-        A trial that never is counts as infinite.
+        A trial that never is counts as infinite, and one whose history does not have the metric as NaN.
 
         Raises:
           ValueError: for a metric that no history has.
         """
 
         def first(history: History) -> float:
-            values = _column(history, metric)
-            reached = values >= target if largest_is_best else values <= target
+            reached = history[metric] >= target if largest_is_best else history[metric] <= target
             return history["round"][reached][0] if reached.any() else np.inf
 
-        return self._over_seeds(first)
+        return self._over_seeds(metric, first)
 
     def best(self, metric: str = "test_accuracy", largest_is_best: bool = True) -> Summary:
         """Returns the configuration with the best mean of a metric after the last round.
 
-        One whose mean is NaN or infinite, since a trial diverged, is the last.
+        One whose mean is NaN or infinite, since a trial diverged or does not have the metric, is the last.
 
         Raises:
           ValueError: for a metric that no history has, or if nothing was finished.
@@ -97,12 +103,19 @@ class SweepResult(NamedTuple):
         sign = 1 if largest_is_best else -1
         return max(summaries, key=lambda summary: sign * summary.mean if np.isfinite(summary.mean) else -np.inf)
 
-    def _over_seeds(self, number_of: Callable[[History], float]) -> list[Summary]:
+    def _over_seeds(self, metric: str, number_of: Callable[[History], float]) -> list[Summary]:
+        names = dict.fromkeys(name for trial in self.trials for name in trial.history)
+        if self.trials and metric not in names:
+            raise ValueError(f"metric must be one of {list(names)}, got {metric!r}")
+
+        def number(history: History) -> float:
+            return float(number_of(history)) if metric in history else math.nan
+
         configurations: dict[tuple, list[Trial]] = {}
         for trial in self.trials:
             configurations.setdefault(tuple(trial.hyperparameters.items()), []).append(trial)
         return [
-            _summary(trials[0].hyperparameters, [float(number_of(trial.history)) for trial in trials])
+            _summary(trials[0].hyperparameters, [number(trial.history) for trial in trials])
             for trials in configurations.values()
         ]
 
@@ -113,13 +126,6 @@ def _summary(hyperparameters: dict[str, Any], values: list[float]) -> Summary:
     return Summary(hyperparameters, float(np.mean(values)), std, tuple(values))
 
 
-def _column(history: History, metric: str) -> np.ndarray:
-    """Returns a column, [rounds]."""
-    if metric not in history:
-        raise ValueError(f"metric must be one of {list(history)}, got {metric!r}")
-    return history[metric]
-
-
 def _evaluated(history: History) -> np.ndarray:
     """Returns the numbers of the rounds with a test result, and of the last; of all where nothing was evaluated."""
     tests = [history[name] for name in history if name.startswith("test_")]
@@ -128,7 +134,10 @@ def _evaluated(history: History) -> np.ndarray:
     return history["round"][measured]
 
 
-def _to_column(cells: list) -> np.ndarray:
+def _to_column(name: str, rows: list[dict[str, Any]]) -> np.ndarray:
+    present = [row[name] for row in rows if name in row]
+    are_numbers = all(isinstance(cell, numbers.Real) and not isinstance(cell, bool) for cell in present)
+    cells = [_plain(row.get(name, math.nan if are_numbers else None)) for row in rows]
     as_they_are = any(isinstance(cell, tuple) for cell in cells) or len({isinstance(cell, str) for cell in cells}) > 1
     return np.fromiter(cells, object, len(cells)) if as_they_are else np.array(cells)
 

@@ -49,7 +49,8 @@ def tune_plan(
     A width whose round would not fit into free memory is left out before it is run.
 
     Args:
-      algorithm, params, population, sampler: as in `run`.
+      algorithm: one that is made already, not a function of hyperparameters.
+      params, population, sampler: as in `run`.
       devices: by default all there are.
       widths: the numbers of vmapped clients to try; by default a few around the one that `choose_plan` takes.
       repeats: timed rounds of each, after one that is not timed.
@@ -61,9 +62,11 @@ def tune_plan(
 
     Raises:
       ValueError: for numbers below one, or if no width fits.
-      TypeError: for a population that stays on the host.
+      TypeError: for an algorithm that is not made yet, or a population that stays on the host.
     """
     checks.integer("repeats", repeats)
+    if not isinstance(algorithm, FederatedAlgorithm):
+        raise TypeError(f"algorithm must be a FederatedAlgorithm, not a function that makes one, got {algorithm!r}")
     if isinstance(population, HostedDataset):
         raise TypeError("tune_plan needs its population on the devices, got one that stays on the host")
     check_sampler(sampler, population.num_clients)
@@ -71,9 +74,11 @@ def tune_plan(
     chosen = choose_plan(params, sampler.width, devices)
     check_plan(chosen)
     per_device = -(-sampler.width // chosen.devices)
-    widths = widths or sorted({min(max(round(chosen.width * factor), 1), per_device) for factor in FACTORS})
+    if widths is None or not len(widths):
+        widths = sorted({min(max(round(chosen.width * factor), 1), per_device) for factor in FACTORS})
     for width in widths:
         checks.integer("width", width, at_most=per_device)
+    widths = [int(width) for width in widths]
 
     key = jax.random.key(0)
     cohort = draw(sampler, key, jnp.int32(0))

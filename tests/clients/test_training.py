@@ -198,6 +198,19 @@ def test_any_optimizer_will_do(key):
     assert squared_error(after, examples, key)[0][:8].mean() < squared_error(before, examples, key)[0][:8].mean()
 
 
+@pytest.mark.parametrize("amount", [dict(batch_size=4, epochs=1), dict(batch_size=None, steps=2)])
+def test_an_optimizers_state_may_be_a_number_of_python(key, amount):
+    def update(gradient, count, params=None):
+        return jax.tree.map(lambda leaf: -0.05 * leaf, gradient), count + 1
+
+    counting = optax.GradientTransformation(lambda params: 0, update)
+    trained, plain = (
+        local_training(squared_error, optimizer, **amount)(jnp.zeros(3), view(7), key)
+        for optimizer in (counting, optax.sgd(0.05))
+    )
+    np.testing.assert_allclose(trained.params, plain.params, rtol=1e-6)
+
+
 def test_each_step_draws_anew(key):
     def loss(params, batch, key):
         return params * jnp.round(1000 * jax.random.uniform(key)) * jnp.ones_like(batch["y"])

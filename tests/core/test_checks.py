@@ -34,6 +34,22 @@ def test_integers():
             checks.integer("bits", value, at_most=16)
 
 
+def test_what_lists_values():
+    for good in ([], [1], (1, 2), range(3), {"a"}, np.ones(2), jnp.ones((2, 2))):
+        checks.listed("seeds", good)
+    for bad in (3, 0.1, None, "sgd", b"sgd", {"a": 1}, np.ones(()), jnp.float32(1), iter([1])):
+        with pytest.raises(ValueError, match=r"seeds must be a list, a tuple or an array of values, got"):
+            checks.listed("seeds", bad)
+
+
+def test_keys():
+    for good in (jax.random.key(0), jax.random.key(0, impl="rbg"), jax.random.PRNGKey(0), np.zeros(2, np.uint32)):
+        checks.prng_key("key", good)
+    for bad in (0, None, np.int32(3), jnp.zeros(2), jax.random.split(jax.random.key(0))):
+        with pytest.raises(TypeError, match=r"key must be a key of jax.random, such as jax.random.key\(0\), got"):
+            checks.prng_key("key", bad)
+
+
 def test_tracers_pass():
     def f(rate):
         checks.positive("rate", rate)

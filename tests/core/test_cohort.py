@@ -57,3 +57,17 @@ def test_samplers_describe_themselves_as_what_they_are():
     ):  # fmt: skip
         with pytest.raises(PrivacyError, match="the sampler draws at most 2 of 6 clients, and describes itself as"):
             check_sampler(sampler(np.arange(2), sampling=false), 6)
+
+
+def test_a_sampler_that_cannot_be_hashed_is_named():
+    class Draw:
+        __hash__ = None
+
+        def __call__(self, key, number):
+            return Cohort(jnp.arange(6), jnp.ones(6, bool))
+
+    everyone = fe.data.everyone(6)
+    with pytest.raises(TypeError, match=r"sampler\.sample must be hashable, .* got .*Draw"):
+        check_sampler(everyone._replace(sample=Draw()), 6)
+    with pytest.raises(TypeError, match=r"sampler\.expected_size must be hashable, .* got Array\(6"):
+        check_sampler(everyone._replace(expected_size=jnp.float32(6)), 6)

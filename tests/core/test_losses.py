@@ -26,6 +26,24 @@ def test_other_shapes_are_refused(key):
         losses.example_losses(lambda p, b, k: (b["x"], {"accuracy": jnp.float32(1)}), (), BATCH, key)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda losses: (losses, losses),
+        lambda losses: (losses, None),
+        lambda losses: (losses,),
+        lambda losses: (losses, {}, {}),
+        lambda losses: [losses, {}],
+        lambda losses: {"loss": losses},
+        lambda losses: (losses, {"a": {"b": losses}}),
+        lambda losses: None,
+    ],
+)
+def test_what_is_no_losses_and_metrics_is_refused(key, wrong):
+    with pytest.raises(TypeError, match=r"must return losses \[batch\], or \(losses, \{name: \[batch\]\}\), got .+"):
+        losses.example_losses(lambda p, b, k: wrong(b["x"]), (), BATCH, key)
+
+
 def test_the_name_loss_is_taken(key):
     with pytest.raises(TypeError, match='a metric named "loss"'):
         losses.example_losses(lambda p, b, k: (b["x"], {"loss": b["x"]}), (), BATCH, key)

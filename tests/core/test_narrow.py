@@ -25,6 +25,10 @@ def test_narrow(shape, narrow):
     assert is_narrow(jax.ShapeDtypeStruct(shape, jnp.float32)) is narrow
 
 
+def test_a_number_of_python_is_not_narrow():
+    assert flip_narrow({"count": 3, "kernel": jnp.zeros((40, 3))})["count"] == 3
+
+
 def test_only_on_a_cpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not is_narrow(jnp.zeros((784, 10)))

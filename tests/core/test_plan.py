@@ -54,6 +54,12 @@ def test_more_devices_than_there_are_is_refused():
         choose_plan(jnp.zeros(10), 100, devices=9)
 
 
+@pytest.mark.parametrize("count", [0, -3, 10.0])
+def test_a_number_of_clients_that_cannot_be_is_refused(count):
+    with pytest.raises(ValueError, match=rf"num_clients must be an integer of at least 1, got {count}"):
+        choose_plan(jnp.zeros(10), count)
+
+
 def test_a_plan_that_leaves_out_a_process_is_refused(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "devices", lambda: [Device(0), Device(0), Device(1), Device(1)])

@@ -260,7 +260,10 @@ def test_a_metric_that_is_not_finite_is_left_out_alone(population):
         (jnp.zeros(3), {"state": jnp.float32(0)}, r"kind .*float32\[3\].* got .*float32\[\]"),
         ((), {"state": (1.0,)}, "what a client keeps between rounds must be of the kind"),
         ((), {"weight": jnp.ones(2)}, r"must return a ClientOutput with a weight \[\], got"),
-        ((), {"metrics": {"steps": jnp.float32(1)}}, "a client's metrics must be Means by name, got"),
+        ((), {"metrics": {"steps": jnp.float32(1)}}, r"a client's metrics must be Means by name, of a total \[\] and"),
+        ((), {"metrics": {"steps": Mean(jnp.ones(2), jnp.float32(1))}}, r"of a total \[\] and a count \[\], got"),
+        ((), {"metrics": {"steps": Mean(jnp.float32(1), jnp.ones(2))}}, r"of a total \[\] and a count \[\], got"),
+        ((), {"metrics": ()}, r"a client's metrics must be Means by name, .* got \(\)"),
     ],
 )
 def test_what_a_client_returns_is_checked_before_the_first_round(population, state, changed, message):

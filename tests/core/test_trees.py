@@ -38,6 +38,13 @@ def test_size_in_bits_counts_what_a_dtype_takes(dtype, bits):
     assert trees.size_in_bits({"x": jax.ShapeDtypeStruct((3, 5), jnp.dtype(dtype))}) == 15 * bits
 
 
+@pytest.mark.parametrize(("impl", "bits"), [("threefry2x32", 64), ("rbg", 128)])
+def test_a_key_counts_as_its_data(impl, bits):
+    keys = jax.random.split(jax.random.key(0, impl=impl), 3)
+    assert trees.size_in_bits({"keys": keys, "x": jnp.zeros(2)}) == 3 * bits + 64
+    assert trees.size_in_bits(jax.eval_shape(lambda: keys)) == 3 * bits
+
+
 def test_scatter_writes_only_where_told_and_gather_reads_it_back():
     states = {"x": jnp.zeros((5, 2))}
     ids, rows = jnp.array([3, 1, 3]), {"x": jnp.array([[1.0, 1.0], [2.0, 2.0], [9.0, 9.0]])}

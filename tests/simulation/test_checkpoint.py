@@ -187,8 +187,11 @@ def test_a_checkpoint_of_another_run_is_refused_and_the_difference_named(linear,
 
 
 def test_a_config_is_what_json_makes_of_it(linear, tmp_path):
-    with pytest.raises(TypeError, match=r"config must hold only what JSON has, got .*object at"):
-        fe.checkpoints(tmp_path, config={"thing": object()})
+    for thing in (object(), np.float32(1), float("nan"), [float("-inf")]):
+        with pytest.raises(
+            TypeError, match=r"config must hold only what JSON has \(no NaN, no infinity\), got .*thing"
+        ):
+            fe.checkpoints(tmp_path, config={"thing": thing})
     config = {"layers": (1, 2)}
     run(linear, 1, fe.checkpoints(tmp_path, config=config), delta=np.float32(0.5))
     again = run(linear, 2, fe.checkpoints(tmp_path, config=config, resume=True), delta=np.float32(0.5))

@@ -85,10 +85,20 @@ def test_static_may_be_one_name():
 
 
 def test_what_cannot_be_is_refused(linear, run):
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self):
+            return linear.fedavg()
+
     with pytest.raises(ValueError, match=r"hyperparameters \['learning_rate'\] need a function"):
         run(linear.fedavg(), hyperparameters={"learning_rate": 0.1})
     with pytest.raises(TypeError, match="algorithm must be a FederatedAlgorithm or a function"):
         run(3)
+    with pytest.raises(
+        TypeError, match=r"algorithm must be hashable, since rounds are compiled for it, got .*Unhashable"
+    ):
+        run(Unhashable())
     with pytest.raises(TypeError, match="hyperparameter layers must be a float or hashable"):
         run(linear.fedavg, hyperparameters={"layers": [1, 2]})
     with pytest.raises(ValueError, match="clip_norm must be"):

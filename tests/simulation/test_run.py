@@ -44,10 +44,15 @@ TWO_DEVICES = fe.make_plan(width=1, devices=2)
 
 
 def run(algorithm=FEDAVG, rounds=6, seed=0, **options):
-    options = (
-        dict(sampler=fe.data.poisson(10, 0.5), plan=TWO_DEVICES, progress=False, evaluation=ON_TRAINING_DATA) | options
-    )
-    return fe.run(algorithm, PARAMS, POPULATION, rounds=rounds, key=jax.random.key(seed), **options)
+    options = {
+        "sampler": fe.data.poisson(10, 0.5),
+        "key": jax.random.key(seed),
+        "plan": TWO_DEVICES,
+        "progress": False,
+        "evaluation": ON_TRAINING_DATA,
+        **options,
+    }
+    return fe.run(algorithm, PARAMS, POPULATION, rounds=rounds, **options)
 
 
 def test_it_learns_and_reports_every_round():
@@ -296,6 +301,12 @@ def test_the_progress_bar_counts_the_megabytes_of_all_rounds(tmp_path, capsys):
 def test_bad_arguments(bad, message):
     with pytest.raises(ValueError, match=message):
         run(**bad)
+
+
+def test_a_number_is_no_key_and_a_raw_key_is_one():
+    with pytest.raises(TypeError, match=r"key must be a key of jax.random, such as jax.random.key\(0\), got 0"):
+        run(key=0)
+    chex.assert_trees_all_equal(run(rounds=2, key=jax.random.PRNGKey(3)).params, run(rounds=2, seed=3).params)
 
 
 def test_a_sampler_must_be_of_the_population_wherever_it_is_given():

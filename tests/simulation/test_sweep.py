@@ -147,7 +147,7 @@ def test_a_list_of_configurations(linear, sweep):
     result = sweep(linear.fedavg, [{"learning_rate": 0.1}, {}])
     assert [trial.hyperparameters for trial in result.trials] == [{"learning_rate": 0.1}, {}]
     table = result.table()
-    assert table["learning_rate"].tolist() == [0.1] * 4 + [None] * 4
+    np.testing.assert_array_equal(table["learning_rate"], [0.1] * 4 + [np.nan] * 4)
 
 
 def test_the_table_has_a_row_for_each_evaluation(linear, sweep, tmp_path):
@@ -242,6 +242,39 @@ def test_summaries_by_hand(linear):
             question(metric="test_loss")
     with pytest.raises(ValueError, match="no trial was finished"):
         fe.simulation.SweepResult((), interrupted=True).best()
+
+
+def test_what_some_trials_do_not_have_is_not_a_number():
+    def trial(hyperparameters, **columns):
+        columns = {"round": [1, 2], **columns}
+        return fe.simulation.Trial(
+            hyperparameters, 0, fe.History({name: np.array(one) for name, one in columns.items()})
+        )
+
+    result = fe.simulation.SweepResult(
+        (
+            trial({"lr": 0.1, "bits": 4, "rule": "mean", "clip": None}, test_loss=[3.0, 2.0]),
+            trial({"lr": 0.2, "clip": 1.0}, test_loss=[3.0, 1.0], test_accuracy=[0.25, 0.5]),
+            trial({"rule": "median", "prune": True}, test_loss=[3.0, 4.0]),
+        ),
+        interrupted=False,
+    )
+    nan = np.nan
+    np.testing.assert_array_equal([summary.values for summary in result.summaries()], [(nan,), (0.5,), (nan,)])
+    reached = [summary.values for summary in result.rounds_to_target(0.5)]
+    np.testing.assert_array_equal(reached, [(nan,), (2,), (nan,)])
+    assert result.best().hyperparameters == {"lr": 0.2, "clip": 1.0}
+    with pytest.raises(ValueError, match=r"metric must be one of .*'test_accuracy'\], got 'test_top5'"):
+        result.summaries("test_top5")
+
+    table = result.table()
+    np.testing.assert_array_equal(table["test_accuracy"], [nan, nan, 0.25, 0.5, nan, nan])
+    np.testing.assert_array_equal(table["lr"], [0.1, 0.1, 0.2, 0.2, nan, nan])
+    np.testing.assert_array_equal(table["bits"], [4, 4, nan, nan, nan, nan])
+    assert {table[name].dtype for name in ("test_accuracy", "lr", "bits")} == {np.dtype(float)}
+    assert table["rule"].tolist() == ["mean"] * 2 + [None] * 2 + ["median"] * 2
+    assert table["clip"].tolist() == [None] * 2 + [1.0] * 2 + [None] * 2
+    assert table["prune"].tolist() == [None] * 4 + [True] * 2
 
 
 def test_finished_trials_are_not_run_again(linear, sweep, tmp_path, monkeypatch):
@@ -368,6 +401,9 @@ def test_ctrl_c_keeps_the_finished_trials(linear, sweep, tmp_path, monkeypatch):
     ("bad", "message"),
     [
         (dict(grid={"learning_rate": []}), "a sweep needs configurations and seeds"),
+        (dict(grid={"learning_rate": 0.1}), r"grid\['learning_rate'\] must be a list, a tuple or an array .*, got 0.1"),
+        (dict(grid={"learning_rate": "sgd"}), r"grid\['learning_rate'\] must be a list, .*, got 'sgd'"),
+        (dict(seeds=3), r"seeds must be a list, a tuple or an array of values, got 3"),
         (dict(grid=[]), "a sweep needs configurations and seeds"),
         (dict(seeds=[]), "a sweep needs configurations and seeds"),
         (dict(seeds=[0, 0]), "a seed comes twice"),
@@ -392,6 +428,12 @@ def test_a_claim_that_cannot_be_made_is_refused_before_training(make, sweep):
 def test_an_array_is_no_hyperparameter(linear, sweep):
     with pytest.raises(TypeError, match=r"learning_rate must be a float or hashable, got array\(\[0\.1, 0\.2\]\)"):
         sweep(linear.fedavg, [{"learning_rate": rates} for rates in np.array([[0.1, 0.2], [0.1, 0.2]])])
+
+
+@pytest.mark.parametrize("config", [{"a": np.float32(1)}, {"a": float("nan")}])
+def test_a_config_is_what_json_has(linear, sweep, tmp_path, config):
+    with pytest.raises(TypeError, match=r"config must hold only what JSON has \(no NaN, no infinity\), got \{'a': "):
+        sweep(linear.fedavg, {"learning_rate": RATES}, directory=tmp_path, config=config)
 
 
 def test_a_population_on_the_host_is_refused(linear, sweep):

@@ -2,6 +2,7 @@ import importlib
 
 import chex
 import jax
+import numpy as np
 import pytest
 
 import fedjax_edge as fe
@@ -33,6 +34,13 @@ def test_it_is_measured_once(linear, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 2 and path.exists()
 
 
+def test_widths_may_be_numbers_of_numpy(linear, monkeypatch, tmp_path):
+    monkeypatch.setattr(tuning, "_time", lambda width, *rest: tuning.Timed(width, 1.0 / width, 0))
+    for i, widths in enumerate(([np.int64(1), np.int64(2)], np.array([1, 2]), [1, 2])):
+        plan = tune(linear, widths=widths, cache_dir=tmp_path / str(i))
+        assert plan.width == 2 and type(plan.width) is int
+
+
 def test_a_width_that_does_not_fit_is_not_run(linear, monkeypatch, tmp_path):
     monkeypatch.setattr(tuning, "available_bytes", lambda: 1)
     with pytest.raises(ValueError, match=r"fits into free memory with none of widths=\[1\]"):
@@ -54,6 +62,8 @@ def test_tuning_changes_no_result(linear):
 def test_bad_arguments_are_refused(linear):
     with pytest.raises(ValueError, match="width must be an integer from 1 to 5, got 6"):
         tune(linear, widths=[6])
+    with pytest.raises(TypeError, match="algorithm must be a FederatedAlgorithm, not a function that makes one, got <"):
+        fe.tune_plan(linear.fedavg, linear.params, linear.population, linear.sampler)
     with pytest.raises(TypeError, match="tune_plan needs its population on the devices"):
         fe.tune_plan(linear.fedavg(), linear.params, fe.data.on_host(linear.population), linear.sampler)
 
