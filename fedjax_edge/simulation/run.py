@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from fedjax_edge.core import checks
 from fedjax_edge.core.cohort import check_sampler
 from fedjax_edge.core.hosts import agreed
 from fedjax_edge.core.plan import Plan, check_plan, choose_plan
