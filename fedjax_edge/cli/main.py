@@ -128,7 +128,7 @@ def run(arguments: list[str]) -> None:
         )
     seconds = time.perf_counter() - started
     save(folder, config, parts, plan, result)
-    print(summary(result, parts, seconds))
+    print(summary(result, parts, resolved.rounds, seconds))
 
 
 def sweep(arguments: list[str]) -> None:

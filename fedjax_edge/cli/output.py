@@ -149,10 +149,10 @@ def _replace(path: Path, write) -> None:
     partial.replace(path)
 
 
-def summary(result: RunResult, parts: Parts, seconds: float) -> str:
-    """Returns what a run ends by saying: accuracy, privacy, traffic and time."""
+def summary(result: RunResult, parts: Parts, rounds: int, seconds: float) -> str:
+    """Returns what a run that was to last `rounds` ends by saying: accuracy, privacy, traffic and time."""
     history = result.history
-    lines = [f"interrupted after {history.rounds} rounds; --resume goes on"] if result.interrupted else []
+    lines = [f"interrupted after {history.rounds} rounds; --resume goes on"] if history.rounds < rounds else []
     accuracy, loss = history.last("test_accuracy"), history.last("test_loss")
     lines.append("not evaluated yet" if np.isnan(accuracy) else f"test accuracy {accuracy:.2%}, loss {loss:.4f}")
     lines.append(_privacy(result.claim))

@@ -127,8 +127,10 @@ def _is_factors(node: PyTree) -> bool:
 
 
 def _gets_smaller(leaf: jax.Array, rank: int) -> bool:
-    *rows, columns = leaf.shape or (0,)
-    return leaf.ndim > 1 and 32 * rank * (math.prod(rows) + columns) < size_in_bits(leaf)
+    if leaf.ndim < 2:
+        return False
+    numbers = rank * (math.prod(leaf.shape[:-1]) + leaf.shape[-1])
+    return numbers < leaf.size and 32 * numbers < size_in_bits(leaf)
 
 
 def _no_rights(update: PyTree, rank: int) -> tuple[jax.Array, ...]:
@@ -152,7 +154,7 @@ def _encode(update: PyTree, rights: tuple[jax.Array, ...], rank: int, key: jax.A
 
 def _iterate(matrix: jax.Array, right: jax.Array, key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Factors:
     lengths = jax.vmap(l2_norm, in_axes=1)(right)[None, :]  # the span matters, and no product may overflow
-    fresh = jax.random.normal(key, right.shape)
+    fresh = jax.random.normal(key, right.shape, right.dtype)
     start = jnp.where(lengths > 0, right / jnp.where(lengths > 0, lengths, 1), fresh)
     with jax.default_matmul_precision("highest"):  # accelerators would round the factors otherwise
         left, _ = jnp.linalg.qr(matrix @ start)

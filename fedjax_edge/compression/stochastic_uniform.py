@@ -31,8 +31,8 @@ def stochastic_uniform(bits: int) -> Codec:
 
     A number goes to one of its two neighbours on the grid from the leaf's minimum to its maximum, to each with the
     probability that makes the expectation exact, to 2^-23 of a step (draws have 23 bits). A leaf of `n` numbers costs
-    `n * bits` bits, in whole bytes, and 64 for its grid. Variance: at most `(step / 2)**2` a number, `step = (max -
-    min) / (2**bits - 1)`.
+    `n * bits` bits, in whole bytes, and 64 for its grid. Variance: at most `(step / 2)**2` a number, where
+    `step = (max - min) / (2**bits - 1)`.
 
     ==========================  ==========================================================
     input                       decoded

@@ -107,7 +107,7 @@ def describe(
     params = as_params(params, jax.random.key(0))
     seen = population.view_of_nobody() if isinstance(population, HostedDataset) else population
     claim = claim_of(algorithm, sampler, rounds, delta)
-    check_memories(claim, jax.eval_shape(algorithm.init, params, jax.random.key(0), seen))
+    check_memories(claim, algorithm, params, population)
     return Description(
         parameters=sum(np.size(leaf) for leaf in jax.tree.leaves(params)),
         model_bits=size_in_bits(params),

@@ -9,12 +9,14 @@ from fedjax_edge.core.protocols import (
     FederatedAlgorithm,
     FixedSampling,
     Mean,
+    Population,
     PrivacyClaim,
     PrivacyError,
     PyTree,
     Sampler,
 )
 from fedjax_edge.core.round import RoundState
+from fedjax_edge.data import HostedDataset
 from fedjax_edge.simulation.history import History
 from fedjax_edge.simulation.segment import Pace, Report, is_evaluated
 
@@ -26,7 +28,9 @@ def claim_of(algorithm: FederatedAlgorithm, sampler: Sampler, rounds: int, delta
     return algorithm.accountant(sampler.sampling, rounds, delta)
 
 
-def check_memories(claim: PrivacyClaim | None, state: PyTree) -> None:
+def check_memories(
+    claim: PrivacyClaim | None, algorithm: FederatedAlgorithm, params: PyTree, population: Population | HostedDataset
+) -> None:
     """Raises PrivacyError for a claim that does not hold where clients keep something from one round to the next.
 
     What chance adds to the privacy of cohorts of fixed size is proved for rounds that depend on earlier ones by what
@@ -34,8 +38,11 @@ def check_memories(claim: PrivacyClaim | None, state: PyTree) -> None:
     """
     sampling = None if claim is None or claim.release is None else claim.release.sampling
     is_by_chance = isinstance(sampling, FixedSampling) and sampling.cohort_size < sampling.num_clients
-    remembers = isinstance(state, RoundState) and jax.tree.leaves((state.clients, state.uplink))
-    if is_by_chance and claim.rounds > 1 and remembers:
+    if not is_by_chance or claim.rounds <= 1:
+        return
+    seen = population.view_of_nobody() if isinstance(population, HostedDataset) else population
+    state = jax.eval_shape(algorithm.init, params, jax.random.key(0), seen)
+    if isinstance(state, RoundState) and jax.tree.leaves((state.clients, state.uplink)):
         raise PrivacyError(
             f"for {claim.sampling} nothing can be claimed where clients keep something from one round to the next, "
             "such as the memory of error_feedback: draw cohorts by data.poisson, or ask for no claim by delta=None"

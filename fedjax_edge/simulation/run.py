@@ -106,6 +106,7 @@ def run(
     algorithm, params, sampler, evaluation = setup
     check_sampler(sampler, population.num_clients)
     claim = claim_of(algorithm, sampler, pace.rounds, delta)  # what cannot be claimed is refused before training
+    check_memories(claim, algorithm, params, population)
 
     program = Program.of(recipe, setup, default, plan or choose_plan(params, sampler.width))
     start = start_hosted if isinstance(population, HostedDataset) else start_resident
@@ -116,7 +117,6 @@ def run(
         opened(checkpoints, state, population, describe) as store,
         deferred_interrupt() as interrupted,
     ):
-        check_memories(claim, state)
         if (saved := store.latest(state)) is not None:
             state, histories, done = saved.state, [saved.history], saved.history.rounds
             if done > pace.rounds:

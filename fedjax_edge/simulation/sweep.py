@@ -130,6 +130,8 @@ def sweep(
         for hyperparameters in _configurations(grid, seeds)
         for seed in seeds
     ]
+    for job in {job.program: job for job in jobs}.values():
+        check_memories(job.claim, job.setup.algorithm, job.setup.params, population)
     directory = None if directory is None else Path(directory)
     config = in_json(config)
     descriptions: list[dict[str, Any]] = [{} for _ in jobs]
@@ -292,7 +294,6 @@ def _run_together(
     variants = _packed([job.variant for job in padded], plan)
     params = _packed([job.setup.params for job in padded], plan)
     states = initial_states(params, variants, population, program=first.program)
-    check_memories(first.claim, states)
     population, columns, variants, states = on_all_devices(
         (population, first.setup.evaluation.columns, variants, states), plan
     )

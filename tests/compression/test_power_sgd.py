@@ -57,14 +57,15 @@ def run(transform, updates, key):
     return jax.jit(lambda u: jax.lax.scan(one_round, transform.init(u[0]), (u, keys))[1])(jnp.asarray(updates))
 
 
-@pytest.mark.parametrize(("dtype", "ranks"), [(jnp.float32, 4), (jnp.bfloat16, 2)])
-def test_a_matrix_is_factored_as_long_as_that_takes_fewer_bits(dtype, ranks):
-    matrix = jnp.ones((10, 10), dtype)  # 100 numbers; a rank costs 20 of 32 bits
-    for rank in range(1, 7):
-        payload = low_rank(rank).encode(matrix, jax.random.key(0))
-        assert isinstance(payload, Factors) == (rank <= ranks)
-        assert size_in_bits(payload) <= size_in_bits(matrix)
-        assert len(power_sgd(rank).init(matrix).rights) == (rank <= ranks)
+@pytest.mark.parametrize(("dtype", "ranks"), [(jnp.float32, 4), (jnp.bfloat16, 2), (jnp.float64, 4)])
+def test_a_matrix_is_factored_as_long_as_that_takes_fewer_numbers_and_bits(dtype, ranks):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        matrix = jnp.ones((10, 10), dtype)  # 100 numbers; a rank costs 20 of 32 bits
+        for rank in range(1, 7):
+            payload = low_rank(rank).encode(matrix, jax.random.key(0))
+            assert isinstance(payload, Factors) == (rank <= ranks)
+            assert size_in_bits(payload) <= size_in_bits(matrix)
+            assert len(power_sgd(rank).init(matrix).rights) == (rank <= ranks)
 
 
 def test_a_warm_start_finds_the_leading_singular_vectors_where_the_cold_one_does_not():

@@ -223,18 +223,25 @@ def test_cohorts_of_fixed_size_have_no_claim_where_clients_remember(population):
         uplink=fe.compression.error_feedback(fe.compression.top_k(0.5)),
     )  # fmt: skip
 
-    def epsilon(sampler, rounds=2, delta=1e-2, algorithm=remembering):
-        options = {"sampler": sampler, "rounds": rounds, "delta": delta}
-        fe.describe(algorithm, PARAMS, population, **options)
-        return fe.run(algorithm, PARAMS, population, key=jax.random.key(0), progress=False, **options).claim
+    def options(sampler, rounds=2, delta=1e-2, algorithm=remembering):
+        return {"algorithm": algorithm, "params": PARAMS, "population": population, "sampler": sampler} | {
+            "rounds": rounds, "delta": delta
+        }  # fmt: skip
 
-    for sampler in (fe.data.poisson(10, 0.5), fe.data.uniform(10, 10)):
-        assert epsilon(sampler).epsilon > 0
-    assert epsilon(fe.data.uniform(10, 5), rounds=1).epsilon > 0
-    assert epsilon(fe.data.uniform(10, 5), delta=None) is None
-    assert epsilon(fe.data.uniform(10, 5), algorithm=PRIVATE).epsilon > 0
+    unproved = options(fe.data.uniform(10, 5))
     with pytest.raises(PrivacyError, match="nothing can be claimed where clients keep something"):
-        epsilon(fe.data.uniform(10, 5))
+        fe.run(**unproved, key=jax.random.key(0), progress=False)
+    with pytest.raises(PrivacyError, match="nothing can be claimed where clients keep something"):
+        fe.describe(**unproved)
+    assert fe.describe(**options(fe.data.uniform(10, 5), delta=None)).claim is None
+    for proved in (
+        options(fe.data.poisson(10, 0.5)),
+        options(fe.data.uniform(10, 10)),
+        options(fe.data.uniform(10, 5), rounds=1),
+        options(fe.data.uniform(10, 5), algorithm=PRIVATE),
+    ):
+        assert fe.run(**proved, key=jax.random.key(0), progress=False).claim.epsilon > 0
+        assert fe.describe(**proved).claim.epsilon > 0
 
 
 def test_ctrl_c_keeps_what_was_done():

@@ -244,6 +244,16 @@ def test_summaries_by_hand(linear):
         fe.simulation.SweepResult((), interrupted=True).best()
 
 
+def test_a_sweep_refuses_what_cannot_be_claimed_before_it_trains(linear, sweep, monkeypatch):
+    def make(learning_rate, remembers):
+        uplink = fe.compression.error_feedback(fe.compression.top_k(0.5)) if remembers else fe.chain()
+        return linear.fedavg(learning_rate, aggregator=fe.privacy.gaussian_mean(1.0, 2.0, 5.0), uplink=uplink)
+
+    monkeypatch.setattr(sweep_module, "_run_together", None)  # would be called for the first group
+    with pytest.raises(fe.core.PrivacyError, match="nothing can be claimed where clients keep something"):
+        sweep(make, {"learning_rate": RATES, "remembers": [False, True]}, sampler=fe.data.uniform(10, 5), delta=1e-2)
+
+
 def test_what_some_trials_do_not_have_is_not_a_number():
     def trial(hyperparameters, **columns):
         columns = {"round": [1, 2], **columns}
